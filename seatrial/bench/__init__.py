@@ -1,0 +1,1 @@
+"""Sweeps and the store; knows the abstractions, never a concrete method."""

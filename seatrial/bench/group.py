@@ -1,0 +1,326 @@
+"""One noise for all subjects: each batch is loaded and corrupted once, and every variant answers it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar, final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from seatrial.bench.outcome import Outcome, merge
+from seatrial.bench.pictures import Pictures
+from seatrial.bench.plan import Group, Plan, Subject
+from seatrial.bench.question import cell_of, group_key, victim_of
+from seatrial.bench.store import Store
+from seatrial.core.cell import Cell
+from seatrial.core.chance import generator
+from seatrial.core.noise import Access, Attack, Corruption, NoiseSpec, Perturbation, System, SystemNoise
+from seatrial.core.predictor import Predictor
+from seatrial.core.sample import Picture, Sample
+from seatrial.core.task import Classification, Task
+from seatrial.data.decode import library_builds
+from seatrial.data.load import load_input, to_input
+from seatrial.errors import NoNoise, NotApplicable, SeatrialError
+
+T = TypeVar("T")
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
+
+
+def run_group(
+    group: Group,
+    subjects: Sequence[Subject],
+    plan: Plan,
+    store: Store,
+    pictures: Pictures,
+    *,
+    wait: bool = True,
+    retry_failed: bool = False,
+) -> bool:
+    """Finish the cells of one noise that are not finished yet; return False where another process has the group.
+
+    A cell that cannot be answered is written with its reason and never ends the sweep. Raises BadInput for a full
+    folder and whatever else the user has to mend.
+    """
+    cells = [cell_of(group, subject, plan) for subject in subjects]
+
+    def open_cells() -> list[int]:
+        return [i for i, cell in enumerate(cells) if not _finished(store, cell, retry_failed)]
+
+    if not open_cells():
+        return True
+    with store.claim(group_key(group, plan), wait=wait) as mine:
+        if not mine:
+            return False
+        wanted = open_cells()  # again, because another process may have finished some before the claim
+        outcomes = answers(group, [subjects[i] for i in wanted], plan, pictures) if wanted else []
+        for i, outcome in zip(wanted, outcomes, strict=True):
+            store.write(
+                cells[i],
+                outcome.table,
+                status=outcome.status,
+                reason=outcome.reason,
+                access=outcome.access,
+                bad=outcome.bad,
+                replace=retry_failed,
+            )
+    return True
+
+
+def answers(group: Group, subjects: Sequence[Subject], plan: Plan, pictures: Pictures) -> list[Outcome]:
+    """Return the outcome of each subject over all batches."""
+    nothing = _no_noise(group, plan, pictures)
+    if nothing is not None:
+        return [nothing] * len(subjects)
+    return [merge([outcome]) for outcome in run_batches(group, subjects, plan, pictures)]
+
+
+def run_batches(
+    group: Group,
+    subjects: Sequence[Subject],
+    plan: Plan,
+    pictures: Pictures,
+    *,
+    shard: tuple[int, int] = (0, 1),
+) -> list[Outcome]:
+    """Return the outcome of each subject on the batches whose number is `shard[0]` modulo `shard[1]`.
+
+    Law: `merge` of all shards gives the same records for any number of shards.
+    """
+    share, shares = shard
+    if not 0 <= share < shares:
+        raise ValueError(f"shard {share} of {shares}")
+    bench = _Bench(group, plan, pictures)
+    with _threads(plan.threads), _altered(bench, subjects) as predictors:
+        runs = [_Run(subject, predictor, _access(group, subject)) for subject, predictor in zip(subjects, predictors)]
+        for number in range(share, len(plan.batches), shares):
+            live = [run for run in runs if run.ended is None]
+            if live:
+                bench.batch(number, live)
+        return [run.ended or Outcome("done", None, run.access, run.tables, run.bad) for run in runs]
+
+
+def sample_generator(seed: int, spec: NoiseSpec, sample: str) -> np.random.Generator:
+    """Return the randomness of one sample under one noise, so that a report can draw the same picture again."""
+    return generator(seed, spec.name, spec.option, spec.severity, sample)
+
+
+@dataclass(eq=False)
+class _Run:
+    """A subject on its way through the batches."""
+
+    subject: Subject
+    predictor: Predictor | Outcome
+
+    access: Access | None
+
+    def __post_init__(self) -> None:
+        self.tables: dict[int, pa.Table] = {}
+        self.bad: dict[str, str] = {}
+        self.ended: Outcome | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """One batch as the subjects see it, with the columns that it adds to their records."""
+
+    ids: list[str]
+    labels: list[int]
+    inputs: Tensor
+    columns: dict[str, pa.Array]
+    bad: dict[str, str]
+
+
+@final
+class _Bench:
+    def __init__(self, group: Group, plan: Plan, pictures: Pictures) -> None:
+        self.group, self.plan, self.pictures = group, plan, pictures
+
+    @property
+    def system(self) -> System:
+        return System(self.plan.pipeline)
+
+    def batch(self, number: int, runs: Sequence[_Run]) -> None:
+        scene = _attempt(lambda: self._scene(number), number)
+        perturbed: dict[int, Perturbation | Outcome] = {}
+        for run in runs:
+            result = scene if isinstance(scene, Outcome) else None
+            if isinstance(scene, _Scene):
+                run.bad.update(scene.bad)
+                if not scene.ids:
+                    continue
+                result = _attempt(lambda run=run: self._judge(run, scene, perturbed, number), number)
+            if isinstance(result, Outcome):
+                run.ended = replace(result, access=run.access)
+            elif result is not None:
+                run.tables[number] = result
+
+    def _scene(self, number: int) -> _Scene:
+        noise, spec, plan = self.group.noise, self.group.spec, self.plan
+        loaded = self.pictures.batch(number, plan.pipeline)
+        bad = dict(loaded.bad)
+        columns: dict[str, pa.Array] = {}
+        pairs = list(zip(loaded.samples, loaded.pictures, strict=True))
+        if isinstance(noise, SystemNoise):
+            pipeline = noise.alter(self.system).pipeline
+            other = loaded if pipeline == plan.pipeline else self.pictures.batch(number, pipeline)
+            found = {sample.id: picture for sample, picture in zip(other.samples, other.pictures, strict=True)}
+            bad = {**other.bad, **bad}
+            pairs = [(sample, picture) for sample, picture in pairs if sample.id in found]
+            moved = [_difference(picture, found[sample.id]) for sample, picture in pairs]
+            columns["picture_difference"] = pa.array(moved, pa.float32())
+            pairs = [(sample, found[sample.id]) for sample, _ in pairs]
+        if isinstance(noise, Corruption):
+            assert spec is not None
+
+            def corrupted(pair: tuple[Sample, Picture]) -> Tensor:
+                sample, picture = pair
+                pixels = noise.corrupt(picture.pixels, rng=sample_generator(plan.seed, spec, sample.id))
+                return to_input(replace(picture, pixels=pixels))
+
+            tensors = self.pictures.map(corrupted, pairs)
+        else:
+            # An array sample is seen unrounded, as it came.
+            tensors = [
+                to_input(picture) if sample.array is None else load_input(plan.pipeline, sample)
+                for sample, picture in pairs
+            ]
+        inputs = torch.stack(tensors) if tensors else torch.empty(0)
+        samples = [sample for sample, _ in pairs]
+        return _Scene([sample.id for sample in samples], [sample.label for sample in samples], inputs, columns, bad)
+
+    def _judge(
+        self, run: _Run, scene: _Scene, perturbed: dict[int, Perturbation | Outcome], number: int
+    ) -> pa.Table | Outcome:
+        if isinstance(run.predictor, Outcome):
+            return replace(run.predictor, ended_at=number)
+        inputs, columns = scene.inputs, scene.columns
+        if isinstance(self.group.noise, Attack):
+            victim, _ = victim_of(self.group.noise, run.subject)
+            if victim is None:
+                wanted = "gradients" if "gradients" in self.group.noise.needs else "scores"
+                raise NotApplicable(
+                    f"the attack needs {wanted}, and {run.subject.target} gives none and has no surrogate"
+                )
+            # Subjects that share a surrogate share what was found on it.
+            if id(victim) not in perturbed:
+                attack = self.group.noise
+                perturbed[id(victim)] = _attempt(lambda: self._perturb(attack, victim, scene), number)
+            found = perturbed[id(victim)]
+            if isinstance(found, Outcome):
+                return found
+            inputs = found.inputs
+            columns = {
+                "zero_gradient": pa.array(np.asarray(found.zero_gradient, dtype=np.float32)),
+                "queries": pa.array(np.asarray(found.queries, dtype=np.int64)),
+            }
+        with torch.no_grad():
+            table = self.plan.task.answer(run.predictor(inputs), scene.ids, scene.labels)
+        for name, column in columns.items():
+            table = table.append_column(name, column)
+        return table
+
+    def _perturb(self, attack: Attack, victim: Predictor, scene: _Scene) -> Perturbation:
+        assert self.group.spec is not None
+        chance = [sample_generator(self.plan.seed, self.group.spec, name) for name in scene.ids]
+        labels = torch.tensor(scene.labels, dtype=torch.int64) + _background(self.plan.task)
+        return attack.perturb(victim, scene.inputs, labels, rng=chance)
+
+
+def _no_noise(group: Group, plan: Plan, pictures: Pictures) -> Outcome | None:
+    """Return why a system noise has no cell of its own on this build, None where it has."""
+    noise = group.noise
+    if not isinstance(noise, SystemNoise):
+        return None
+    system = System(plan.pipeline)
+
+    def look() -> None:
+        altered = noise.alter(system)
+        if altered.arithmetic == system.arithmetic and pictures.same(system.pipeline, altered.pipeline):
+            builds = ", ".join(f"{name} {version}" for name, version in sorted(library_builds().items()))
+            raise NoNoise(f"all {len(plan.dataset)} pictures are identical on this build ({builds})")
+
+    return _attempt(look, 0)
+
+
+@contextmanager
+def _altered(bench: _Bench, subjects: Sequence[Subject]) -> Iterator[list[Predictor | Outcome]]:
+    """Give each subject's predictor under the group's arithmetic, or why it has none; frees those made for it."""
+    noise = bench.group.noise
+    opened: list[Predictor | Outcome] = [subject.predictor for subject in subjects]
+    if isinstance(noise, SystemNoise):
+        system = _attempt(lambda: noise.alter(bench.system), 0)
+        if isinstance(system, Outcome):
+            opened = [system] * len(subjects)
+        elif system.arithmetic != "as-is":
+            opened = [_attempt(partial(_under, subject, system), 0) for subject in subjects]
+    try:
+        yield opened
+    finally:
+        for subject, predictor in zip(subjects, opened, strict=True):
+            if isinstance(predictor, Predictor) and predictor is not subject.predictor:
+                predictor.close()
+
+
+def _under(subject: Subject, system: System) -> Predictor:
+    if subject.alter is None:
+        raise NotApplicable(f"{subject.name} on {subject.target} cannot run in {system.arithmetic}")
+    return subject.alter(system)
+
+
+def _attempt(work: Callable[[], T], number: int) -> T | Outcome:
+    """Return what `work` returns, or the outcome that its failure means for the cells that wait for it.
+
+    Broad on purpose: a runtime may raise anything, and one cell that fails must not end a sweep of hundreds. Nothing
+    is swallowed: the failure is the cell's status and reason. What the user has to mend (BadInput) goes through.
+    """
+    try:
+        return work()
+    except NotApplicable as error:
+        return Outcome("not-applicable", _said(error), ended_at=number)
+    except NoNoise as error:
+        return Outcome("no-noise", _said(error), ended_at=number)
+    except SeatrialError:
+        raise
+    except Exception as error:
+        return Outcome("failed", f"{type(error).__name__}: {_said(error)}", ended_at=number)
+
+
+def _said(error: Exception) -> str:
+    # Addresses differ from run to run, and a cell's bytes must not.
+    return _ADDRESS.sub("0x...", " ".join(str(error).split()))[:500]
+
+
+def _access(group: Group, subject: Subject) -> Access | None:
+    return victim_of(group.noise, subject)[1] if isinstance(group.noise, Attack) else None
+
+
+def _finished(store: Store, cell: Cell, retry_failed: bool) -> bool:
+    return store.has(cell) and not (retry_failed and store.read(cell).status == "failed")
+
+
+def _difference(first: Picture, second: Picture) -> float:
+    """Mean absolute difference of two pictures in units of 0 to 255."""
+    return float(np.abs(first.pixels.astype(np.int16) - second.pixels.astype(np.int16)).mean())
+
+
+def _background(task: Task) -> int:
+    """How many outputs stand before the first class: an attack counts outputs, not classes."""
+    return task.labels.background if isinstance(task, Classification) else 0
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Run PyTorch on `count` threads, because sums depend on it; the former number comes back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

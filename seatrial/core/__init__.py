@@ -1,0 +1,1 @@
+"""The abstractions that everything else is made of; knows no concrete method."""

@@ -1,0 +1,102 @@
+"""The three families of noise: a different picture, the worst picture, a different system."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from seatrial.core.pipeline import Pipeline
+from seatrial.core.predictor import Gift, Predictor
+
+Family = Literal["attack", "corruption", "system"]
+Access = Literal["white-box", "transfer", "score", "decision"]
+
+
+@dataclass(frozen=True)
+class NoiseSpec:
+    """One question about noise, as data: the row of a report and a part of a cell's key.
+
+    `severity` is 1 to 5 for a corruption, an epsilon such as "8/255" for an attack, None for a system noise;
+    `option` names a choice such as `opencv-bilinear`.
+    """
+
+    family: Family
+    name: str
+    option: str | None = None
+    norm: str | None = None
+    severity: int | str | None = None
+
+
+class Corruption(ABC):
+    """A natural corruption at one severity, given in the constructor.
+
+    Laws: same shape and dtype out; the argument is unchanged; equal `rng` states give equal results.
+    """
+
+    @abstractmethod
+    def corrupt(
+        self, picture: UInt8[np.ndarray, "height width 3"], *, rng: np.random.Generator
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Return the corrupted picture (uint8 RGB)."""
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What an attack found: `inputs` (float32 NCHW in [0, 1]) and, per sample, evidence of how it went.
+
+    `zero_gradient` is the share of exactly zero entries of the first gradient (NaN without gradients);
+    `queries` counts forward passes per sample.
+    """
+
+    inputs: Float[Tensor, "batch 3 height width"]
+    zero_gradient: Float[np.ndarray, " batch"]
+    queries: Int64[np.ndarray, " batch"]
+
+
+class Attack(ABC):
+    """An adversary with a budget (norm and epsilon) given in the constructor.
+
+    Laws: inputs stay in [0, 1] and within epsilon of the originals in the stated norm; arguments are unchanged;
+    the result for a batch depends on that batch and its generators alone.
+    """
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[Gift]:
+        """What the attacked predictor must give."""
+
+    @abstractmethod
+    def perturb(
+        self,
+        predictor: Predictor,
+        inputs: Float[Tensor, "batch 3 height width"],
+        labels: Int64[Tensor, " batch"],
+        *,
+        rng: Sequence[np.random.Generator],
+    ) -> Perturbation:
+        """Return inputs that the predictor should get wrong; `rng` holds one generator per sample."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What surrounds the weights in deployment: the pipeline and the arithmetic the graph runs in."""
+
+    pipeline: Pipeline
+    arithmetic: Literal["as-is", "fp16", "bf16"] = "as-is"
+
+
+class SystemNoise(ABC):
+    """A deployment that differs from training in one choice, given in the constructor.
+
+    Law: the argument is unchanged and only the named choice differs.
+    """
+
+    @abstractmethod
+    def alter(self, system: System) -> System:
+        """Return the altered system; raises NotApplicable where the choice does not exist for it."""

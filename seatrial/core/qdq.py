@@ -1,0 +1,84 @@
+"""The one custom operator: quantize, then dequantize, with straight-through gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _shaped(values: Tensor, x: Tensor, axis: int) -> Tensor:
+    if axis < 0:
+        return values
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """Return the type to compute in: codes of 8 bits and more do not fit the mantissa of a narrow float."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _ratio_and_zero(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x / scale, the scale and the zero point, the latter two shaped to broadcast."""
+    wide = _wide(x)
+    divisor, zero = _shaped(scale, x, axis).to(wide), _shaped(zero_point, x, axis).to(wide)
+    return torch.div(x.to(wide), divisor), divisor, zero
+
+
+@torch.library.custom_op("seatrial::qdq", mutates_args=())
+def qdq(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int) -> Tensor:
+    """Round `x` to the affine integer grid and back: scale * (clamp(round(x / scale) + zero_point) - zero_point).
+
+    x: any shape; scale, zero_point: scalars (axis -1) or one value per channel along `axis`; codes run from `low`
+    to `high`. Rounds half to even, as ONNX QuantizeLinear does. Computed in float32 (float64 for float64), given in
+    the type of `x`. The gradient passes through where the code was not clamped; scale receives the gradient of LSQ,
+    without its factor 1 / sqrt(N * high).
+
+    Source: Jacob et al. 2018, eq. 1; gradient: Bengio et al. 2013 (straight-through) and Esser et al. 2020, eq. 3.
+    """
+    ratio, divisor, zero = _ratio_and_zero(x, scale, zero_point, axis)
+    return ratio.round_().add_(zero).clamp_(low, high).sub_(zero).mul_(divisor).to(x.dtype)
+
+
+@qdq.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, scale, zero_point, ctx.low, ctx.high, ctx.axis = inputs
+    ctx.save_for_backward(x, scale, zero_point)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, scale, zero_point = ctx.saved_tensors
+    ratio, _, zero = _ratio_and_zero(x, scale, zero_point, ctx.axis)
+    code = ratio.round() + zero
+    inside = (code >= ctx.low) & (code <= ctx.high)
+    by_scale = None
+    if ctx.needs_input_grad[1]:
+        steps = torch.where(inside, ratio.round() - ratio, code.clamp(ctx.low, ctx.high) - zero) * gradient
+        by_channel = steps.sum() if ctx.axis < 0 else steps.movedim(ctx.axis, 0).reshape(len(scale), -1).sum(1)
+        by_scale = by_channel.reshape(scale.shape).to(scale.dtype)
+    return gradient * inside, by_scale, None, None, None, None
+
+
+qdq.register_autograd(_backward, setup_context=_remember)
+
+
+@torch.library.custom_op("seatrial::narrow_float", mutates_args=())
+def narrow_float(x: Tensor, kind: str) -> Tensor:
+    """Round `x` to `bf16` or `fp16` and back to its own type, with a straight-through gradient."""
+    # A copy even where nothing changes: an operator's output must not be its input.
+    return x.to({"bf16": torch.bfloat16, "fp16": torch.float16}[kind], copy=True).to(x.dtype)
+
+
+@narrow_float.register_fake
+def _(x: Tensor, kind: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+narrow_float.register_autograd(lambda ctx, gradient: (gradient, None), setup_context=lambda ctx, inputs, output: None)

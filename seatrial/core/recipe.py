@@ -1,0 +1,177 @@
+"""A recipe: what a quantizer decided, as small frozen edits that can be printed, saved and carried out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from seatrial.core.precision import INTEGER_BITS
+from seatrial.core.sites import Site
+from seatrial.errors import BadInput
+
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A static integer grid: value = scale * (code - zero_point), codes of `bits` bits.
+
+    `scale` float32 and `zero_point` int64 are scalars (axis None) or one value per channel along `axis`;
+    `narrow` leaves out the lowest code.
+    """
+
+    bits: int
+    signed: bool
+    scale: Tensor
+    zero_point: Tensor
+    axis: int | None = None
+    narrow: bool = False
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """The lowest and highest code."""
+        if not self.signed:
+            return 0, 2**self.bits - 1
+        return -(2 ** (self.bits - 1)) + int(self.narrow), 2 ** (self.bits - 1) - 1
+
+
+@dataclass(frozen=True)
+class FloatType:
+    """A narrower float type, `bf16` or `fp16`: run this operator so."""
+
+    kind: str
+
+
+Grid = Affine | FloatType
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """Put the tensor at `site` on `grid`."""
+
+    site: Site
+    grid: Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Migrate:
+    """Replace the output X of `producer` by (X - shift) / scale and undo it in all consumers.
+
+    `producer` and `consumers` are operators named by their output sites; `shift` and `scale` have one value per
+    channel. Uses of X that are not consumers get the inverse affine. The function of the network does not change.
+    Source: Wei et al. 2023 (Outlier Suppression+), eq. 3 to 6; Nagel et al. 2019 for scales between two layers.
+    """
+
+    producer: Site
+    consumers: tuple[Site, ...]
+    shift: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Replace:
+    """Give the parameter that `site` (a `weight` or `bias` port) reads new values; a missing bias is added."""
+
+    site: Site
+    value: Tensor
+
+
+Edit = Round | Migrate | Replace
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """Edits in the order in which they are carried out, for the graph with this `signature` alone."""
+
+    edits: tuple[Edit, ...]
+    signature: tuple[str, ...]
+    """The operators of the graph it was planned on, see `seatrial.core.sites.signature`."""
+    notes: tuple[str, ...] = ()
+    """What the quantizer had to leave out or do otherwise."""
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """The rounding edits alone."""
+        return tuple(edit for edit in self.edits if isinstance(edit, Round))
+
+    def save(self, path: Path) -> tuple[Path, Path]:
+        """Write `path`.json and `path`.safetensors and return both; tensors never stand in the JSON."""
+        tensors: dict[str, Tensor] = {}
+        edits = [_to_data(edit, f"edit{i}", tensors) for i, edit in enumerate(self.edits)]
+        text = json.dumps(
+            {"version": VERSION, "signature": self.signature, "notes": self.notes, "edits": edits}, indent=1
+        )
+        files = _files(path)
+        files[0].write_text(text + "\n", encoding="utf-8")
+        # Copies, because safetensors refuses tensors that share memory.
+        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, files[1])
+        return files
+
+    @staticmethod
+    def load(path: Path) -> Recipe:
+        """Read what `save(path)` wrote; raises BadInput for another version and for a missing or damaged file."""
+        text_file, tensor_file = _files(path)
+        try:
+            data = json.loads(text_file.read_text(encoding="utf-8"))
+            if data["version"] != VERSION:
+                raise BadInput(f"recipe version {data['version']}", f"version {VERSION}", "update seatrial")
+            tensors = load_tensors(tensor_file.read_bytes())
+            edits = tuple(_from_data(edit, tensors) for edit in data["edits"])
+            return Recipe(edits, tuple(map(str, data["signature"])), tuple(map(str, data["notes"])))
+        except OSError as error:
+            raise BadInput(f"{error.filename}: {error.strerror}", "the two files of a recipe", "name them") from error
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            raise BadInput(f"recipe {path} ({reason})", "a recipe as saved by seatrial", "make it again") from error
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    """Return the two files; endings are added, not replaced: a name may hold a dot."""
+    return path.with_name(path.name + ".json"), path.with_name(path.name + ".safetensors")
+
+
+def _to_data(edit: Edit, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    def keep(part: str, tensor: Tensor) -> str:
+        tensors[f"{name}.{part}"] = tensor.detach()
+        return f"{name}.{part}"
+
+    match edit:
+        case Round(site, Affine() as grid):
+            fields = {"bits": grid.bits, "signed": grid.signed, "axis": grid.axis, "narrow": grid.narrow}
+            kept = {"scale": keep("scale", grid.scale), "zero_point": keep("zero_point", grid.zero_point)}
+            return {"edit": "round", "site": str(site), "grid": "affine", **fields, **kept}
+        case Round(site, FloatType(kind)):
+            return {"edit": "round", "site": str(site), "grid": "float", "kind": kind}
+        case Migrate(producer, consumers, shift, scale):
+            sites = {"producer": str(producer), "consumers": [str(site) for site in consumers]}
+            return {"edit": "migrate", **sites, "shift": keep("shift", shift), "scale": keep("scale", scale)}
+        case Replace(site, value):
+            return {"edit": "replace", "site": str(site), "value": keep("value", value)}
+    raise TypeError(f"not an edit: {edit!r}")
+
+
+def _from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
+    match data["edit"], data.get("grid"):
+        case "round", "affine":
+            if data["bits"] not in INTEGER_BITS or data["axis"] not in (None, *range(8)):
+                raise ValueError(f"bits {data['bits']}, axis {data['axis']}")
+            scale, zero = tensors[data["scale"]].float(), tensors[data["zero_point"]].to(torch.int64)
+            grid = Affine(data["bits"], bool(data["signed"]), scale, zero, data["axis"], bool(data["narrow"]))
+            return Round(Site.parse(data["site"]), grid)
+        case "round", "float" if data["kind"] in ("bf16", "fp16"):
+            return Round(Site.parse(data["site"]), FloatType(data["kind"]))
+        case "migrate", _:
+            consumers = tuple(Site.parse(text) for text in data["consumers"])
+            return Migrate(Site.parse(data["producer"]), consumers, tensors[data["shift"]], tensors[data["scale"]])
+        case "replace", _:
+            return Replace(Site.parse(data["site"]), tensors[data["value"]])
+    raise BadInput(f"edit '{data['edit']}'", "round, migrate or replace", "update seatrial")

@@ -1,0 +1,106 @@
+"""From a sample to a picture at network size, and on to a float tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from seatrial.core.pipeline import Pipeline, Resize
+from seatrial.core.sample import Picture, Sample
+from seatrial.data.bad_sample import BadSample
+from seatrial.data.decode import MAX_PIXELS, decode
+from seatrial.data.resize import resize
+
+
+def load(pipeline: Pipeline, sample: Sample) -> Picture:
+    """Return the picture of `sample` at network size: decoded, resized, cropped around its center.
+
+    Equal to torchvision's `Resize(short side)` and `CenterCrop` on a Pillow image, bit for bit: the long side is
+    rounded down, the crop's offset is rounded half to even, and a picture that its resize left smaller than the crop
+    is padded with black. A picture that is not resized (no `Resize`, or `skip_up_to`) and does not cover the crop is
+    enlarged until it does. An `array` sample, already at network size, is rounded to 8 bits.
+    Raises BadSample where the file cannot be decoded, where a long thin picture would be resized to more than 100
+    megapixels, and where an array has not the network's size.
+    """
+    if sample.array is not None:
+        _refuse_other_size(pipeline, sample.array)
+        pixels = np.ascontiguousarray(np.rint(sample.array.transpose(1, 2, 0) * 255).clip(0, 255).astype(np.uint8))
+        return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+    if sample.encoded is None:
+        raise BadSample("neither encoded bytes nor an array")
+    pixels = decode(sample.encoded, pipeline.decoder)
+    source_px = (pixels.shape[0], pixels.shape[1])
+    size_px = resized_size_px(pipeline, source_px)
+    if size_px[0] * size_px[1] > MAX_PIXELS:
+        raise BadSample(f"{source_px[1]}x{source_px[0]} pixels would be resized to {size_px[1]}x{size_px[0]}")
+    how = pipeline.resize or Resize()
+    pixels = resize(pixels, size_px, how.library, how.interpolation)
+    return Picture(_center_crop(pixels, pipeline.crop_px), source_px)
+
+
+def to_input(picture: Picture) -> Float[Tensor, "3 height width"]:
+    """Return the picture as float32 CHW RGB in [0, 1] (torchvision's `ToTensor`)."""
+    return torch.from_numpy(np.ascontiguousarray(picture.pixels.transpose(2, 0, 1))).to(torch.float32).div(255)
+
+
+def load_input(pipeline: Pipeline, sample: Sample) -> Float[Tensor, "3 height width"]:
+    """Return what the network sees of `sample`: `to_input(load(...))`, or the array itself, unrounded."""
+    if sample.array is not None:
+        _refuse_other_size(pipeline, sample.array)
+        return torch.from_numpy(np.array(sample.array, dtype=np.float32))
+    return to_input(load(pipeline, sample))
+
+
+def default_pipeline(crop_px: tuple[int, int]) -> Pipeline:
+    """Return the pipeline of a model that brings no configuration of its own, marked as assumed.
+
+    Pictures whose short side is at most 1.15 times the crop's are cropped only, others are first resized to 8/7 of
+    it (256 for 224).
+    """
+    return Pipeline(crop_px, Resize(short_side_px=round(min(crop_px) * 8 / 7), skip_up_to=1.15), assumed=True)
+
+
+def resized_size_px(pipeline: Pipeline, source_px: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of a picture of size `source_px` after the pipeline's resize, before the crop."""
+    height, width = source_px
+    how = pipeline.resize
+    skipped = how is None or (how.short_side_px is None and how.exact_px is None)
+    if how is not None and how.skip_up_to is not None:
+        skipped = skipped or min(source_px) <= how.skip_up_to * min(pipeline.crop_px)
+    if skipped or how is None:
+        return _covering(source_px, pipeline.crop_px)
+    if how.exact_px is not None:
+        return how.exact_px
+    short_px = how.short_side_px
+    assert short_px is not None
+    long_px = max(1, int(short_px * max(source_px) / min(source_px)))
+    return (short_px, long_px) if height <= width else (long_px, short_px)
+
+
+def _covering(source_px: tuple[int, int], crop_px: tuple[int, int]) -> tuple[int, int]:
+    """Return the source's size, enlarged where the crop would stick out."""
+    (height, width), (crop_height, crop_width) = source_px, crop_px
+    if height >= crop_height and width >= crop_width:
+        return source_px
+    if crop_height * width >= crop_width * height:  # the height decides
+        return crop_height, max(crop_width, crop_height * width // height)
+    return max(crop_height, crop_width * height // width), crop_width
+
+
+def _center_crop(
+    pixels: UInt8[np.ndarray, "height width 3"], crop_px: tuple[int, int]
+) -> UInt8[np.ndarray, "crop_height crop_width 3"]:
+    missing = [max(0, crop - side) for crop, side in zip(crop_px, pixels.shape)]
+    if any(missing):
+        rows, columns = ((lack // 2, (lack + 1) // 2) for lack in missing)
+        pixels = np.pad(pixels, (rows, columns, (0, 0)))
+    top, left = (round((side - crop) / 2) for side, crop in zip(pixels.shape, crop_px))
+    return np.ascontiguousarray(pixels[top : top + crop_px[0], left : left + crop_px[1]])
+
+
+def _refuse_other_size(pipeline: Pipeline, array: np.ndarray) -> None:
+    if array.shape != (3, *pipeline.crop_px):
+        wanted = "x".join(str(side) for side in (3, *pipeline.crop_px))
+        raise BadSample(f"an array of shape {'x'.join(map(str, array.shape))}, the network takes {wanted}")

@@ -1,0 +1,149 @@
+"""From a captured graph to an ONNX file that ONNX Runtime and OpenVINO both run."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnxscript.values import Op, Opset
+from torch.export import ExportedProgram
+
+from seatrial.core import qdq  # noqa: F401  registers the operators that are translated here
+from seatrial.core.graph import Graph, module_path
+from seatrial.deploy.anonymous import anonymous_program
+from seatrial.deploy.onnx_biases import float_weights_between_rounds, round_biases
+from seatrial.deploy.onnx_cleaning import clean
+from seatrial.deploy.onnx_constants import Names, drop_unused, fold_transposes, own_constants
+from seatrial.deploy.onnx_lowering import DOMAIN, lower
+from seatrial.errors import BadInput
+
+OPSET = 21  # the first with 16-bit QuantizeLinear
+LARGEST_SINGLE_FILE = 1_900_000_000  # protobuf ends at 2 GiB
+
+
+@dataclass(frozen=True)
+class ExportedOnnx:
+    """A written ONNX file; `float_weights` are operators whose weight stays float between two rounds."""
+
+    path: Path
+    float_weights: tuple[str, ...]
+
+
+def export_onnx(graph: Graph, path: Path) -> Path:
+    """Write `graph` to the ONNX file `path`, as any runtime takes it, and return the path; see `write_onnx`."""
+    return write_onnx(graph, path).path
+
+
+def write_onnx(
+    graph: Graph,
+    path: Path,
+    *,
+    native_floats: frozenset[str] = frozenset(),
+    integer_biases_where_mixed: bool = False,
+    largest_single_file: int = LARGEST_SINGLE_FILE,
+) -> ExportedOnnx:
+    """Write `graph` to the ONNX file `path`; weights above `largest_single_file` bytes go to `path`.data beside it.
+
+    Rounds become QuantizeLinear and DequantizeLinear with core.qdq's rounding (half to even); rounded weights are
+    stored as integers. Inputs carry the names and dynamic dimensions of `graph.inputs`; the output is `output`.
+    Equal graphs give equal bytes. Rounds to a float type in `native_floats` are left to the runtime. With
+    `integer_biases_where_mixed`, biases become integers in graphs where some weights stay float between two rounds.
+    Raises BadInput that names the operator and the module that ONNX cannot express, NotApplicable for a grid that
+    it cannot.
+
+    Departures: grids of fewer than 8 bits are stored and run as 8-bit codes inside a clip, because the CPU kernels of
+    both runtimes begin at 8 bits; the values are exactly those of the narrow grid.
+    """
+    model = _translated(anonymous_program(graph))
+    names = Names(model.graph)
+    lower(model, names, native_floats)
+    fold_transposes(model.graph, names)
+    own_constants(model.graph, names)
+    float_weights = tuple(float_weights_between_rounds(model.graph))
+    if float_weights and integer_biases_where_mixed:
+        round_biases(model.graph, names)
+    drop_unused(model.graph)
+    clean(graph, model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    path.with_name(path.name + ".data").unlink(missing_ok=True)  # left by an earlier model, it would be counted
+    if size <= largest_single_file:
+        path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    else:
+        ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=1024)
+    return ExportedOnnx(path, float_weights)
+
+
+def _operator(name: str, inputs: int, attributes: str) -> Callable[..., object]:
+    """Return an onnxscript operator of our own domain: opaque to the exporter's optimizer, lowered afterwards.
+
+    QuantizeLinear pairs on weights would otherwise be folded back to float there.
+    """
+    kinds = {"i": onnx.defs.OpSchema.AttrType.INT, "s": onnx.defs.OpSchema.AttrType.STRING}
+    types = ["T", "T", "Z"]
+    schema = onnx.defs.OpSchema(
+        name,
+        DOMAIN,
+        1,
+        inputs=[onnx.defs.OpSchema.FormalParameter(f"x{i}", types[i]) for i in range(inputs)],
+        outputs=[onnx.defs.OpSchema.FormalParameter("y", "T")],
+        type_constraints=[("T", ["tensor(float)"], ""), ("Z", ["tensor(int64)"], "")][: 1 + (inputs > 1)],
+        attributes=[
+            onnx.defs.OpSchema.Attribute(part[:-2], kinds[part[-1]], required=True) for part in attributes.split()
+        ],
+    )
+    return Op(Opset(DOMAIN, 1), name, schema)
+
+
+def _translated(program: ExportedProgram) -> ir.Model:
+    qdq_op = _operator("Qdq", 3, "low:i high:i axis:i")
+    narrow_op = _operator("NarrowFloat", 1, "kind:s")
+
+    def translate_qdq(x, scale, zero_point, low: int, high: int, axis: int):
+        return qdq_op(x, scale, zero_point, low=low, high=high, axis=axis)
+
+    def translate_narrow_float(x, kind: str):
+        return narrow_op(x, kind=kind)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter warns about its own deprecated parts
+            result = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                custom_translation_table={
+                    torch.ops.seatrial.qdq.default: translate_qdq,
+                    torch.ops.seatrial.narrow_float.default: translate_narrow_float,
+                },
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise _explained(program, error) from error
+    assert result is not None
+    return result.model
+
+
+def _explained(program: ExportedProgram, error: Exception) -> BadInput:
+    """Return the error that names the operator and the module of a failed translation."""
+    text = str(error)
+    name = re.search(r"translating node %(\w+)", text)
+    target = re.search(r"target=([\w.:]+)", text)
+    # The exporter decomposes before it translates: the node may be new, then the operator it came from is like it.
+    kind = target[1].removesuffix(".default").split(".")[-1] if target else ""
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    node = next((node for node in calls if name and node.name == name[1]), None)
+    node = node or next((node for node in calls if kind and kind in str(node.target)), None)
+    operator = str(node.target) if node else target[1] if target else "unknown"
+    place = module_path(node) if node else ""
+    return BadInput(
+        f"the ONNX export failed at operator '{operator}' in module '{place or 'the top of the model'}'",
+        "operators that ONNX expresses",
+        "rewrite that module with other operators, or keep the model on the target 'torch'",
+    )

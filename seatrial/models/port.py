@@ -1,0 +1,28 @@
+"""What a deployed file says about its inputs and outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output: a dimension is a number, or None where it is dynamic.
+
+    `scale` and `zero_point` are those of the file, if the port is quantized: value = scale * (code - zero_point).
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports of a checked file; `ends_in_softmax` says that the first output is probabilities."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    ends_in_softmax: bool = False

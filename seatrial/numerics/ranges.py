@@ -1,0 +1,180 @@
+"""From observed values to the range of a grid: min-max, percentile, mean squared error, moving average."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seatrial.core.precision import Precision
+from seatrial.core.recipe import Affine
+from seatrial.errors import BadInput
+
+BINS = 2048
+
+
+@dataclass
+class Observed:
+    """What was seen of one tensor: bounds over all batches, bounds of each batch, and a histogram between bounds."""
+
+    batches: list[tuple[float, float]] = field(default_factory=list)
+    counts: np.ndarray | None = None
+    bounds: tuple[float, float] | None = None
+
+    def see_bounds(self, value: Tensor) -> None:
+        """First pass: lowest and highest value of a batch."""
+        low, high = torch.aminmax(value.detach())
+        if not (bool(torch.isfinite(low)) and bool(torch.isfinite(high))):
+            raise BadInput("an activation that is not finite", "finite values on the calibration data", "check the data")
+        self.batches.append((float(low), float(high)))
+
+    def see_counts(self, value: Tensor) -> None:
+        """Second pass: add a batch to the histogram between the bounds of the first."""
+        low, high = self.low_high
+        if self.counts is None:
+            self.counts = np.zeros(BINS)
+        self.counts += torch.histc(value.detach().float(), BINS, low, high).double().numpy() if high > low else 0.0
+
+    @property
+    def low_high(self) -> tuple[float, float]:
+        """Lowest and highest value over all batches; raises BadInput where nothing was seen."""
+        if self.bounds is not None:
+            return self.bounds
+        if not self.batches:
+            raise BadInput("no calibration batch", "at least one", "pass calibration data")
+        return min(low for low, _ in self.batches), max(high for _, high in self.batches)
+
+
+class Range(ABC):
+    """Chooses the range of a static grid from what was observed. Law: the range holds zero and is not empty."""
+
+    needs_counts: bool = False
+
+    @abstractmethod
+    def choose(self, observed: Observed, precision: Precision) -> tuple[float, float]:
+        """Return the lowest and highest value that the grid should hold."""
+
+
+@dataclass(frozen=True)
+class MinMax(Range):
+    """The lowest and highest value seen in all batches."""
+
+    def choose(self, observed: Observed, precision: Precision) -> tuple[float, float]:
+        return observed.low_high
+
+
+@dataclass(frozen=True)
+class MovingAverage(Range):
+    """The average of each batch's bounds, later batches weighing more.
+
+    Source: Jacob et al. 2018, section 3.1 (exponential moving average).
+    """
+
+    momentum: float = 0.9
+
+    def choose(self, observed: Observed, precision: Precision) -> tuple[float, float]:
+        low, high = observed.batches[0]
+        for next_low, next_high in observed.batches[1:]:
+            low = self.momentum * low + (1 - self.momentum) * next_low
+            high = self.momentum * high + (1 - self.momentum) * next_high
+        return low, high
+
+
+@dataclass(frozen=True)
+class Percentile(Range):
+    """The bounds between which `share` of all values lie, from a histogram of 2,048 bins."""
+
+    share: float = 0.9999
+    needs_counts: bool = True
+
+    def choose(self, observed: Observed, precision: Precision) -> tuple[float, float]:
+        low, high = observed.low_high
+        if observed.counts is None or high <= low:
+            return low, high
+        edges = np.linspace(low, high, BINS + 1)
+        below = np.cumsum(observed.counts) / observed.counts.sum()
+        tail = (1 - self.share) / (1 if low >= 0 else 2)
+        first = int(np.searchsorted(below, tail)) if low < 0 else 0
+        last = int(np.searchsorted(below, 1 - tail))
+        return float(edges[first]), float(edges[min(last + 1, BINS)])
+
+
+@dataclass(frozen=True)
+class MeanSquaredError(Range):
+    """The range, shrunk from the bounds in `steps` steps, whose grid has the least squared error on the histogram.
+
+    Source: the OMSE search of Choukroun et al. 2019, on a histogram. Departures: both ends shrink by one factor.
+    """
+
+    steps: int = 80
+    needs_counts: bool = True
+
+    def choose(self, observed: Observed, precision: Precision) -> tuple[float, float]:
+        low, high = observed.low_high
+        if observed.counts is None or high <= low:
+            return low, high
+        edges = np.linspace(low, high, BINS + 1)
+        centers = torch.from_numpy((edges[:-1] + edges[1:]) / 2)
+        weights = torch.from_numpy(observed.counts / observed.counts.sum())
+        best = (np.inf, (low, high))
+        for factor in np.linspace(1.0, 0.2, self.steps):
+            grid = grid_for(float(low * factor), float(high * factor), precision)
+            error = float((weights * (fake(centers, grid) - centers) ** 2).sum())
+            if error < best[0]:
+                best = (error, (float(low * factor), float(high * factor)))
+        return best[1]
+
+
+def grid_for(low: float, high: float, precision: Precision) -> Affine:
+    """Return the per-tensor grid for a range, widened to hold zero.
+
+    A precision without a sign becomes unsigned from zero up where `low` >= 0, else signed around zero.
+    Source: Jacob et al. 2018, eq. 12, with the zero point rounded.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    signed = low < 0 if precision.signed is None else precision.signed
+    if precision.signed is None or precision.symmetric:
+        if not signed and low < 0:
+            raise BadInput(f"a range from {low:g} for an unsigned grid around zero", "values >= 0", "ask for a sign")
+        top = max(-low, high)
+        code = 2 ** (precision.bits - 1) - 1 if signed else 2**precision.bits - 1
+        return _affine(precision, signed, np.float32(top) / np.float32(code), 0)
+    bottom = -(2 ** (precision.bits - 1)) + int(precision.narrow) if signed else 0
+    steps = 2**precision.bits - 1 - int(precision.narrow and signed)
+    scale = (np.float32(high) - np.float32(low)) / np.float32(steps)
+    zero = 0 if scale == 0 else int(np.clip(np.rint(bottom - low / float(scale)), bottom, bottom + steps))
+    return _affine(precision, signed, scale, zero)
+
+
+def _affine(precision: Precision, signed: bool, scale: np.floating, zero: int) -> Affine:
+    # A tensor that is zero everywhere keeps a harmless scale; so does one whose scale would not be a normal number.
+    safe = np.float32(1.0) if float(scale) < np.finfo(np.float32).tiny else np.float32(scale)
+    return Affine(
+        precision.bits, signed, torch.tensor(safe), torch.tensor(zero, dtype=torch.int64), None, precision.narrow
+    )
+
+
+def weight_grid(weight: Tensor, precision: Precision) -> Affine:
+    """Return the min-max grid of a weight, signed; symmetric or affine; per channel along `precision.axis` or not."""
+    if precision.axis is None:
+        low, high = torch.aminmax(weight)
+        return grid_for(float(low), float(high), precision)
+    rows = weight.detach().transpose(0, precision.axis).flatten(1)
+    low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
+    bottom, top = Affine(precision.bits, True, low, low, None, precision.narrow).codes
+    if precision.symmetric:
+        scale, zero = torch.maximum(-low, high) / top, torch.zeros_like(low, dtype=torch.int64)
+    else:
+        scale = (high - low) / (top - bottom)
+        zero = (bottom - low / scale.clamp(min=1e-38)).round().clamp(bottom, top).long()
+    scale = torch.where(scale < torch.finfo(torch.float32).tiny, torch.ones_like(scale), scale)
+    return Affine(precision.bits, True, scale, zero, precision.axis, precision.narrow)
+
+
+def fake(x: Tensor, grid: Affine) -> Tensor:
+    """Return `x` on `grid`, in the floating type of `x`."""
+    axis = -1 if grid.axis is None else grid.axis
+    return torch.ops.seatrial.qdq(x, grid.scale.to(x.dtype), grid.zero_point, *grid.codes, axis)

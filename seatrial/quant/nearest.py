@@ -1,0 +1,116 @@
+"""The baseline quantizer: each value goes to the nearest code of a grid read off the calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from seatrial.core.graph import Graph
+from seatrial.core.precision import Precision
+from seatrial.core.predictor import Inputs
+from seatrial.core.quantizer import Quantizer
+from seatrial.core.realise import realise, source
+from seatrial.core.recipe import Affine, Edit, FloatType, Migrate, Recipe, Round
+from seatrial.core.sites import Site, attribute, operators, signature
+from seatrial.errors import BadInput
+from seatrial.numerics.observe import watch
+from seatrial.numerics.ranges import MinMax, Observed, Range, grid_for, weight_grid
+from seatrial.quant.bias_correction import correct_biases
+from seatrial.quant.equalization import equalize, equalize_depthwise
+
+
+@dataclass(frozen=True)
+class Nearest(Quantizer):
+    """Round to nearest: min-max weights, activation ranges by `ranges`, then biases corrected.
+
+    Source: Jacob et al. 2018 (affine grids); Nagel et al. 2019, section 4.2 (bias correction from data).
+    Departures: sites tied by a concatenation share the union of their ranges; channels in front of a depthwise
+    convolution are equalized first, as one range for all of them wastes most codes.
+    """
+
+    ranges: Range = field(default_factory=MinMax)
+    bias_correction: bool = True
+    equalization: Literal["none", "depthwise", "cross-layer"] = "depthwise"
+    """`depthwise`: channels that a depthwise convolution reads share one range (costs nothing); `cross-layer`: that,
+    after the weights of neighboring operators were equalized; `none`: neither."""
+
+    def plan(
+        self,
+        graph: Graph,
+        calibration: Sequence[Inputs],
+        precision: Mapping[Site, Precision],
+        *,
+        rng: np.random.Generator,
+    ) -> Recipe:
+        """Return one round for each site asked for and, with bias correction, new biases of weighted operators.
+
+        Raises BadInput without calibration data or where an activation is not finite.
+        """
+        if not calibration:
+            raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
+        migrations = self._migrations(graph, calibration)
+        original, graph = graph, realise(graph, Recipe(tuple(migrations), signature(graph)))
+        named = operators(graph)
+        rounds: list[Round] = []
+        activations: dict[Site, Precision] = {}
+        for site, wanted in precision.items():
+            if wanted.float_type is not None:
+                rounds.append(Round(site, FloatType(wanted.float_type)))
+            elif site.port == "weight":
+                value = source(named[site.operator], "weight")
+                rounds.append(Round(site, weight_grid(attribute(graph.module, str(value.target)), wanted)))
+            else:
+                activations[site] = wanted
+        observed = self._observe(graph, calibration, activations)
+        rounds += [Round(site, _grid(self.ranges, observed[site], wanted)) for site, wanted in activations.items()]
+        biases = correct_biases(graph, calibration, rounds) if self.bias_correction else []
+        edits: list[Edit] = [*migrations, *biases, *rounds]
+        return Recipe(tuple(edits), signature(original))
+
+    def _migrations(self, graph: Graph, calibration: Sequence[Inputs]) -> list[Migrate]:
+        if self.equalization == "none":
+            return []
+        first = equalize(graph) if self.equalization == "cross-layer" else []
+        balanced = realise(graph, Recipe(tuple(first), signature(graph)))
+        return [*first, *equalize_depthwise(balanced, calibration)]
+
+    def _observe(
+        self, graph: Graph, calibration: Sequence[Inputs], sites: Mapping[Site, Precision]
+    ) -> dict[Site, Observed]:
+        named = operators(graph)
+        nodes = {site: source(named[site.operator], site.port) for site in sites}
+        seen = {node: Observed() for node in nodes.values()}
+        watch(graph, calibration, {node: observed.see_bounds for node, observed in seen.items()})
+        for group in _tied(sites).values():
+            low = min(seen[nodes[site]].low_high[0] for site in group)
+            high = max(seen[nodes[site]].low_high[1] for site in group)
+            for site in group:
+                seen[nodes[site]].bounds = (low, high)
+        if self.ranges.needs_counts:
+            watch(graph, calibration, {node: observed.see_counts for node, observed in seen.items()})
+            for group in _tied(sites).values():
+                total = np.sum([seen[nodes[site]].counts for site in group], axis=0)
+                for site in group:
+                    seen[nodes[site]].counts = total
+        for group in _tied(sites).values():
+            batches = [seen[nodes[site]].batches for site in group]
+            union = [(min(b[0] for b in same), max(b[1] for b in same)) for same in zip(*batches, strict=True)]
+            for site in group:
+                seen[nodes[site]].batches = union
+        return {site: seen[node] for site, node in nodes.items()}
+
+
+def _tied(sites: Mapping[Site, Precision]) -> dict[str, list[Site]]:
+    groups: dict[str, list[Site]] = {}
+    for site, wanted in sites.items():
+        if wanted.tie is not None:
+            groups.setdefault(wanted.tie, []).append(site)
+    return groups
+
+
+def _grid(ranges: Range, observed: Observed, wanted: Precision) -> Affine:
+    low, high = ranges.choose(observed, wanted)
+    return grid_for(low, high, wanted)

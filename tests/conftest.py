@@ -1,0 +1,24 @@
+"""Fixtures that more than one test file needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads() -> None:
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and trained networks; tests that need it skip where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the shared development data (../shared/data), which this checkout does not have")
+    return SHARED
