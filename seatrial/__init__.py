@@ -1,8 +1,8 @@
 """The last test before a neural network enters service: quantize it for its chip, measure it there, see how it holds.
 
-    import seatrial
-    result = seatrial.trial("timm:resnet18", "pictures/")
-    result.table()
+import seatrial
+result = seatrial.trial("timm:resnet18", "pictures/")
+result.table()
 """
 
 from __future__ import annotations

@@ -242,6 +242,8 @@ def _no_noise(group: Group, plan: Plan, pictures: Pictures) -> Outcome | None:
 
     def look() -> None:
         altered = noise.alter(system)
+        if altered.pipeline != system.pipeline and plan.dataset[0].encoded is None:
+            raise NotApplicable("the samples are arrays at network size: nothing is decoded or resized")
         if altered.arithmetic == system.arithmetic and pictures.same(system.pipeline, altered.pipeline):
             builds = ", ".join(f"{name} {version}" for name, version in sorted(library_builds().items()))
             raise NoNoise(f"all {len(plan.dataset)} pictures are identical on this build ({builds})")

@@ -118,15 +118,19 @@ class _Flat(nn.Module):
         self.inner, self.names = inner, names
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        out: Any = (
-            self.inner(*tensors) if self.names is None else self.inner(**dict(zip(self.names, tensors, strict=True)))
-        )
-        for name in ("logits", "last_hidden_state", "out"):
-            if hasattr(out, name):
-                return getattr(out, name)
-            if isinstance(out, Mapping) and name in out:
-                return out[name]
-        return out[0] if isinstance(out, list | tuple) else out
+        if self.names is None:
+            return _main_output(self.inner(*tensors))
+        return _main_output(self.inner(**dict(zip(self.names, tensors, strict=True))))
+
+
+def _main_output(out: Any) -> Any:
+    """Return the tensor that answers the question, out of what transformers, torchvision and timm return."""
+    for name in ("logits", "last_hidden_state", "out"):
+        if hasattr(out, name):
+            return getattr(out, name)
+        if isinstance(out, Mapping) and name in out:
+            return out[name]
+    return out[0] if isinstance(out, list | tuple) else out
 
 
 def prepared_copy(model: nn.Module) -> nn.Module:
@@ -159,7 +163,8 @@ def capture(
     removed, so that a round can stand on every edge.
     """
     named = isinstance(example, Mapping)
-    tensors = tuple(example.values()) if isinstance(example, Mapping) else (example,)
+    # Copies, because torch.export takes one tensor that is passed twice for one input.
+    tensors = tuple(t.detach().clone() for t in (example.values() if isinstance(example, Mapping) else (example,)))
     names = tuple(example) if isinstance(example, Mapping) else None
     dynamic = [tuple(range(tensor.ndim)) if named else (0,) for tensor in tensors]
     if any(tensor.shape[dim] < 2 for tensor, dims in zip(tensors, dynamic, strict=True) for dim in dims):

@@ -33,9 +33,13 @@ class ArraySet:
         assert len(self.ids) == len(self.labels) == len(self.stored)
         assert all(a < b for a, b in pairwise(self.ids)), "samples must be in order of unique ids"
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """BLAKE2b over ids, labels and contents (with shape and type)."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return digest_of(
             (name, label, f"{array.dtype}{array.shape}".encode() + array.tobytes())
             for name, label, array in zip(self.ids, self.labels, self.stored)

@@ -103,19 +103,31 @@ class ImageSet:
     def __post_init__(self) -> None:
         assert all(a < b for a, b in pairwise(self.ids)), "entries must be in order of unique ids"
 
-    @cached_property
+    @property
     def ids(self) -> Sequence[str]:
         """The samples' ids, in order."""
+        return self._ids
+
+    @cached_property
+    def _ids(self) -> tuple[str, ...]:
         return tuple(entry.id for entry in self.entries)
 
-    @cached_property
+    @property
     def labels(self) -> Sequence[int]:
         """The samples' labels, in order of id."""
-        return tuple(entry.label for entry in self.entries)
+        return self._labels
 
     @cached_property
+    def _labels(self) -> tuple[int, ...]:
+        return tuple(entry.label for entry in self.entries)
+
+    @property
     def digest(self) -> str:
         """BLAKE2b over ids, labels and contents (reads every file once); an unreadable file counts as no bytes."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return digest_of((entry.id, entry.label, _bytes_or_none(entry.content)) for entry in self.entries)
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.predictor import Predictor
 from seatrial.core.target import Artefact, Target, Timing
+from seatrial.deploy.hard_sigmoid import spelled_out
 from seatrial.deploy.input_adapter import InputAdapter
 from seatrial.deploy.machine import weight_bits_cap
 from seatrial.deploy.onnx_export import write_onnx
@@ -28,7 +29,15 @@ Hint = Literal["f32", "bf16"]
 
 
 def _rules() -> PlacementRules:
-    return PlacementRules("openvino", "by-range", operator_outputs=False, weight_bits_cap=weight_bits_cap())
+    return PlacementRules(
+        "openvino",
+        "by-range",
+        operator_outputs=False,
+        attention_products="all",
+        linear_sign="unsigned",
+        products_around_zero=True,
+        weight_bits_cap=weight_bits_cap(),
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class OpenVino(Target):
             raise NotApplicable("this CPU does not execute bf16; OpenVINO would run float32 instead")
         # With the hint the plugin itself narrows; casts in the file would only add conversions.
         native = frozenset({"bf16"}) if hint == "bf16" else frozenset()
-        exported = write_onnx(graph, path.with_name(path.name + ".onnx"), native_floats=native)
+        exported = write_onnx(spelled_out(graph), path.with_name(path.name + ".onnx"), native_floats=native)
         return Artefact(exported.path, "onnx", bits, {"hint": hint, "layout": "NCHW"})
 
     def open(self, artefact: Artefact, *, threads: int) -> Predictor:

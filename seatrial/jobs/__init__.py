@@ -1,0 +1,1 @@
+"""What users ask for, as Python functions: trial, quantize, evaluate, profile, sweep, report."""

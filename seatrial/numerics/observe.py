@@ -31,9 +31,7 @@ def tensors_of(graph: Graph, inputs: Inputs) -> tuple[Tensor, ...]:
     return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs[spec.name] for spec in graph.inputs)
 
 
-def watch(
-    graph: Graph, batches: Sequence[Inputs], seen: Mapping[fx.Node, Callable[[Tensor], None]]
-) -> None:
+def watch(graph: Graph, batches: Sequence[Inputs], seen: Mapping[fx.Node, Callable[[Tensor], None]]) -> None:
     """Run every batch and call `seen[node]` with the node's value; nodes belong to `graph.module`."""
     runner = _Watching(graph, seen)
     with torch.no_grad():

@@ -28,7 +28,9 @@ class Observed:
         """First pass: lowest and highest value of a batch."""
         low, high = torch.aminmax(value.detach())
         if not (bool(torch.isfinite(low)) and bool(torch.isfinite(high))):
-            raise BadInput("an activation that is not finite", "finite values on the calibration data", "check the data")
+            raise BadInput(
+                "an activation that is not finite", "finite values on the calibration data", "check the data"
+            )
         self.batches.append((float(low), float(high)))
 
     def see_counts(self, value: Tensor) -> None:

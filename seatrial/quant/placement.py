@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -16,49 +16,105 @@ from seatrial.core.sites import Site, op_name, operators, site_of
 from seatrial.errors import BadInput
 
 WEIGHTED = {"conv2d", "linear", "conv_transpose2d", "conv1d"}
-ACTIVATIONS = {"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "hardsigmoid", "sigmoid", "elu", "mish"}
-_CARRIES = {"max_pool2d", "flatten", "squeeze", "slice", "pad", "constant_pad_nd", "upsample_nearest2d"}
+ACTIVATIONS = {
+    *("relu", "relu6", "hardtanh", "clamp", "clamp_min", "leaky_relu", "elu", "hardswish", "hardsigmoid"),
+    *("sigmoid", "silu", "gelu", "mish", "tanh"),
+}
+_MOVES = {"view", "reshape", "_unsafe_view", "transpose", "permute", "contiguous", "clone", "squeeze", "unsqueeze"}
+_CARRIES = {"max_pool2d", "flatten", "slice", "pad", "constant_pad_nd", "upsample_nearest2d", *_MOVES}
 """Operators that pass values on unchanged: a round before them holds behind them too."""
 _POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d"}
+_PRODUCTS = {"matmul", "bmm"}
+
+Wanted = Bits | str
+"""What an operator runs in: integers, or a float type (`float32`, `bf16`, `fp16`)."""
 
 
 def place(graph: Graph, rules: PlacementRules, bits: Bits, *, keep: Iterable[str] = ()) -> dict[Site, Precision]:
     """Return what is asked of each site so that integers flow on a runtime with these `rules`.
 
     Rounds stand on the producer's output, one for all its readers; on each reader's edge where some reader stays
-    float. The first and the last weighted operator keep 8 bits when `bits` asks for fewer. `keep` holds
-    `PATTERN[=PRECISION]`: operators whose name matches the glob stay float, or get that precision (`w8a8`, `8`,
-    `bf16`, `fp16`, `float32`). Raises BadInput for a pattern that matches nothing.
+    float. The first and the last weighted operator keep 8 bits when `bits` asks for fewer; a tensor that operators of
+    different bits read gets the most. `keep` holds `PATTERN[=PRECISION]`: operators whose name or module path matches
+    the glob run in that precision (`w8a8`, `8`, `bf16`, `fp16`; `float32` when none is given), and so do sites, for
+    which `PATH/OP#N:PORT` is matched too. Later patterns win. Raises BadInput for a pattern that matches nothing.
 
     Source: measured rules, docs/decisions/0002-placement.md, with NNCF's placement as the reference.
     """
-    plan = _Plan.of(graph, rules)
-    precision = _weights(plan, rules, bits)
-    precision.update(_activations(plan, rules, bits))
-    return _kept(plan, precision, list(keep))
+    kept = [_Keep.parse(text) for text in keep]
+    plan = _Plan.of(graph, rules, bits, kept)
+    precision = {**_weights(plan), **_activations(plan)}
+    for wish in kept:
+        sites = [site for site in precision if wish.matches(str(site), site.operator, site.path)]
+        if not sites and not any(wish.matches(name, name.rsplit("/", 1)[0]) for name in plan.quantizable):
+            known = ", ".join(plan.quantizable[:3])
+            raise BadInput(f"--keep '{wish.text}'", f"a glob that matches an operator such as {known}", "correct it")
+        for site in sites:
+            new = _changed(precision[site], wish.wanted, site.port == "weight")
+            if new is None:
+                del precision[site]
+            else:
+                precision[site] = new
+    return precision
+
+
+@dataclass(frozen=True)
+class _Keep:
+    text: str
+    pattern: str
+    wanted: Wanted
+
+    @staticmethod
+    def parse(text: str) -> _Keep:
+        pattern, _, wanted = text.partition("=")
+        if not pattern:
+            raise BadInput(f"--keep '{text}'", "PATTERN[=PRECISION]", "name operators, for example 'blocks.0.*'")
+        if wanted in ("", "float32", "bf16", "fp16"):
+            return _Keep(text, pattern, wanted or "float32")
+        return _Keep(text, pattern, Bits.parse(f"w{wanted}a{wanted}" if wanted.isdigit() else wanted))
+
+    def matches(self, *names: str) -> bool:
+        return any(fnmatchcase(name, self.pattern) for name in names)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which operators run in integers, and which tensors they read."""
+    """What each operator that need not be float runs in."""
 
+    rules: PlacementRules
     names: Mapping[fx.Node, str]
-    weighted: list[fx.Node]
-    integer: set[fx.Node]
+    wanted: Mapping[fx.Node, Wanted]
+    quantizable: tuple[str, ...]
+    """Names of the operators that run in integers when nothing is kept."""
+    ends: frozenset[fx.Node]
+    """The first and the last weighted operator."""
 
     @staticmethod
-    def of(graph: Graph, rules: PlacementRules) -> _Plan:
+    def of(graph: Graph, rules: PlacementRules, bits: Bits, kept: Sequence[_Keep]) -> _Plan:
         names = {node: name for name, node in operators(graph).items()}
         weighted = [node for node in names if op_name(node) in WEIGHTED and _is_parameter(node.args[1])]
         integer = set(weighted)
         for node in names:
             if _joins_integers(node, integer, rules):
                 integer.add(node)
-        return _Plan(names, weighted, integer)
+        ends = frozenset({weighted[0], weighted[-1]} if weighted else ())
+        wanted: dict[fx.Node, Wanted] = {}
+        for node in names:
+            if node not in integer:
+                continue
+            wide = Bits(max(8, bits.weights), max(8, bits.activations))
+            wanted[node] = wide if node in ends else bits
+            for wish in kept:
+                if wish.matches(names[node], names[node].rsplit("/", 1)[0]):
+                    wanted[node] = wish.wanted
+        quantizable = tuple(names[node] for node in wanted)
+        return _Plan(rules, names, wanted, quantizable, ends)
 
-    def ends(self) -> set[fx.Node]:
-        """The first and the last weighted operator."""
-        return {self.weighted[0], self.weighted[-1]} if self.weighted else set()
+    def in_integers(self, node: fx.Node) -> bool:
+        return isinstance(self.wanted.get(node), Bits)
+
+    def is_weighted(self, node: fx.Node) -> bool:
+        return op_name(node) in WEIGHTED and node in self.wanted
 
 
 def _is_parameter(argument: object) -> bool:
@@ -66,8 +122,8 @@ def _is_parameter(argument: object) -> bool:
 
 
 def _rank(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return len(value.shape) if hasattr(value, "shape") else -1
+    shape = getattr(node.meta.get("val"), "shape", None)
+    return -1 if shape is None else len(shape)
 
 
 def _activations_read(node: fx.Node) -> list[fx.Node]:
@@ -77,11 +133,13 @@ def _activations_read(node: fx.Node) -> list[fx.Node]:
 def _joins_integers(node: fx.Node, integer: set[fx.Node], rules: PlacementRules) -> bool:
     """Tell whether an operator without weights should run in integers, given those before it."""
     kind, read = op_name(node), _activations_read(node)
-    if kind == "matmul" and len(read) == 2 and rules.attention_products != "none":
+    if kind in _PRODUCTS and len(read) == 2 and rules.attention_products != "none":
         return rules.attention_products == "all" or _before_softmax(node)
     if not read or _rank(node) not in (2, 4):
         return False
-    behind = any(_origin(value) in integer for value in read)
+    # Behind a linear operator or a product stands a residual stream or an attention mask: both stay float.
+    origins = [_origin(value) for value in read]
+    behind = any(origin in integer and op_name(origin) not in {"linear", *_PRODUCTS} for origin in origins)
     if kind == "add" and len(read) == 2 and rules.residual_adds:
         return behind and _rank(node) == 4
     if kind == "mul" and len(read) == 2 and rules.gates and _rank(node) == 4:
@@ -90,7 +148,7 @@ def _joins_integers(node: fx.Node, integer: set[fx.Node], rules: PlacementRules)
 
 
 def _is_gate(node: fx.Node) -> bool:
-    shape = node.meta["val"].shape
+    shape = getattr(node.meta.get("val"), "shape", ())
     return len(shape) == 4 and shape[2] == 1 and shape[3] == 1
 
 
@@ -99,7 +157,9 @@ def _before_softmax(node: fx.Node) -> bool:
         users = list(node.users)
         if any(op_name(user) in ("softmax", "_softmax") for user in users):
             return True
-        follow = [user for user in users if op_name(user) in ("add", "mul", "div", "view", "masked_fill", "where", "to")]
+        follow = [
+            user for user in users if op_name(user) in ("add", "mul", "div", "view", "masked_fill", "where", "to")
+        ]
         if not follow:
             return False
         node = follow[0]
@@ -116,15 +176,22 @@ def _origin(node: fx.Node) -> fx.Node:
     return node
 
 
-def _producers(node: fx.Node) -> list[fx.Node]:
+def _producers(plan: _Plan, node: fx.Node) -> list[fx.Node]:
     """Return the tensors whose round serves a reader of `node`: behind what carries values, all parts of a `cat`."""
-    kind, read = op_name(node), tensor_inputs(node)
-    flattens = kind in ("view", "reshape") and _rank(node) == 2 and _rank(read[0]) == 4
-    if kind == "cat" and _rank(node) == 4 and all(value.op != "get_attr" for value in read):
-        return [producer for value in read for producer in _producers(value)]
-    if (kind in _CARRIES or flattens) and read and read[0].op != "placeholder" and not _pads_nonzero(node):
-        return _producers(read[0])
-    return [node]
+    read = tensor_inputs(node)
+    climbs = all(value.op not in ("get_attr", "placeholder") for value in read) and _carries(node)
+    if not read or not climbs or not all(_takes_rounded(plan, user) for user in node.users):
+        return [node]
+    if op_name(node) == "cat":
+        return [producer for value in read for producer in _producers(plan, value)]
+    return _producers(plan, read[0])
+
+
+def _carries(node: fx.Node) -> bool:
+    """Tell whether the values of `node` are those of what it reads, and as many of them."""
+    if op_name(node) == "cat":
+        return _rank(node) == 4
+    return op_name(node) in _CARRIES and not _pads_nonzero(node)
 
 
 def _pads_nonzero(node: fx.Node) -> bool:
@@ -134,43 +201,91 @@ def _pads_nonzero(node: fx.Node) -> bool:
     return any(values) or any(isinstance(argument, str) and argument != "constant" for argument in node.args[2:])
 
 
-def _weights(plan: _Plan, rules: PlacementRules, bits: Bits) -> dict[Site, Precision]:
+def _takes_rounded(plan: _Plan, reader: fx.Node) -> bool:
+    """Tell whether a reader may get rounded values because all that is made of them is rounded anyway."""
+    if plan.in_integers(reader) or op_name(reader) == "sym_size":
+        return True
+    if reader in plan.wanted:  # kept float
+        return False
+    if _carries(reader):
+        return bool(reader.users) and all(_takes_rounded(plan, user) for user in reader.users)
+    # Reading a rounded tensor costs accuracy only where the reader keeps it: an activation between two integer
+    # operators is fed by a round on some runtimes (ONNX Runtime wants one on every operator's output).
+    return op_name(reader) in ACTIVATIONS
+
+
+def _weights(plan: _Plan) -> dict[Site, Precision]:
     found = {}
-    for node in plan.weighted:
-        width = max(bits.weights, 8) if node in plan.ends() else bits.weights
-        width = min(width, rules.weight_bits_cap) if width == 8 else width
-        axis = 1 if op_name(node) == "conv_transpose2d" else 0
+    for node, wanted in plan.wanted.items():
+        if not plan.is_weighted(node) or wanted == "float32":
+            continue
         site = site_of(plan.names[node], "weight")
+        axis = 1 if op_name(node) == "conv_transpose2d" else 0
+        if isinstance(wanted, str):
+            found[site] = Precision(16, signed=True, symmetric=True, axis=axis, float_type=wanted)
+            continue
+        width = min(wanted.weights, plan.rules.weight_bits_cap) if wanted.weights == 8 else wanted.weights
         found[site] = Precision(width, signed=True, symmetric=True, axis=axis, narrow=True)
     return found
 
 
-def _activations(plan: _Plan, rules: PlacementRules, bits: Bits) -> dict[Site, Precision]:
-    ends, found = plan.ends(), dict[Site, Precision]()
-    base = Precision(bits.activations)
-    if rules.activation_sign == "unsigned":
-        base = replace(base, signed=False)
-
-    def ask(node: fx.Node, wide: bool, tie: str | None) -> None:
-        wanted = replace(base, bits=max(8, bits.activations) if wide else bits.activations, tie=tie)
-        for site in _sites_on(plan, node):
-            old = found.get(site)
-            if old is not None:
-                wanted = replace(wanted, bits=max(old.bits, wanted.bits), tie=old.tie or wanted.tie)
-            found[site] = wanted
-
-    for node in plan.names:
-        if node not in plan.integer:
+def _activations(plan: _Plan) -> dict[Site, Precision]:
+    found: dict[Site, Precision] = {}
+    ties: list[set[Site]] = []
+    for node, wanted in plan.wanted.items():
+        if not isinstance(wanted, Bits):
             continue
-        read = [tensor_inputs(node)[0]] if node in plan.weighted else _activations_read(node)
+        base = _asked_by(plan, node, wanted)
+        read = [tensor_inputs(node)[0]] if plan.is_weighted(node) else _activations_read(node)
         for value in read:
-            producers = _producers(value)
-            tie = f"cat of {plan.names[producers[0]]}" if len(producers) > 1 else None
-            for producer in producers:
-                ask(producer, node in ends, tie)
-        if rules.operator_outputs and _rank(node) in (2, 4) and _output_wanted(node):
-            ask(_after_relu(node), node in ends, None)
+            producers = _producers(plan, value)
+            sites = [site for producer in producers for site in _sites_on(plan, producer)]
+            for site in sites:
+                found[site] = _both(found[site], base) if site in found else base
+            if len(producers) > 1:
+                ties.append(set(sites))
+        if plan.rules.operator_outputs and _rank(node) in (2, 4) and _output_wanted(node):
+            for site in _sites_on(plan, _after_relu(node)):
+                found[site] = _both(found[site], base) if site in found else base
+    for group in _merged(ties):
+        first = min(group)
+        common = found[first]
+        for site in group:
+            common = _both(common, found[site])
+        for site in group:
+            found[site] = replace(common, tie=f"cat of {first}")
+    for node, wanted in plan.wanted.items():
+        edge = site_of(plan.names[node], "input0")
+        source = tensor_inputs(node)[0]
+        rounded = any(site in found for site in [edge, *_sites_on(plan, source)])
+        if plan.is_weighted(node) and wanted in ("bf16", "fp16") and not rounded:
+            found[edge] = Precision(16, float_type=str(wanted))
     return found
+
+
+def _asked_by(plan: _Plan, reader: fx.Node, wanted: Bits) -> Precision:
+    """Return what a reader asks of the tensors that it reads."""
+    rules = plan.rules
+    if op_name(reader) in _PRODUCTS and rules.products_around_zero:
+        return Precision(wanted.activations, signed=None, symmetric=True)
+    sign = rules.linear_sign if op_name(reader) == "linear" else rules.activation_sign
+    unsigned = rules.activation_sign == "unsigned" or sign == "unsigned"
+    return Precision(wanted.activations, signed=False if unsigned else None)
+
+
+def _both(one: Precision, other: Precision) -> Precision:
+    """Return what serves two readers: the most bits, and zero point 0 where either asks for it."""
+    signed = False if one.signed is False and other.signed is False else None
+    return replace(one, bits=max(one.bits, other.bits), signed=signed, symmetric=one.symmetric or other.symmetric)
+
+
+def _merged(groups: Iterable[set[Site]]) -> list[set[Site]]:
+    """Join groups that share a site: a tensor in two concatenations ties both."""
+    joined: list[set[Site]] = []
+    for group in groups:
+        apart = [other for other in joined if not other & group]
+        joined = [*apart, group.union(*(other for other in joined if other & group))]
+    return joined
 
 
 def _output_wanted(node: fx.Node) -> bool:
@@ -192,48 +307,15 @@ def _sites_on(plan: _Plan, node: fx.Node) -> list[Site]:
         return [site_of(plan.names[node], "output")]
     sites = []
     for reader in readers:
-        if reader in plan.names and _takes_rounded(plan, reader):
+        if reader in plan.names and op_name(reader) not in ACTIVATIONS and _takes_rounded(plan, reader):
             port = f"input{tensor_inputs(reader).index(node)}"
             sites.append(site_of(plan.names[reader], port))
     return sites
 
 
-def _takes_rounded(plan: _Plan, reader: fx.Node) -> bool:
-    if reader in plan.integer or op_name(reader) == "sym_size":
-        return True
-    if op_name(reader) in _CARRIES | {"cat", "view", "reshape"}:
-        return bool(reader.users) and all(_takes_rounded(plan, user) for user in reader.users)
-    # Reading a rounded tensor costs accuracy only where the reader keeps it: an activation between two integer
-    # operators is fed by a round on some runtimes (ONNX Runtime wants one on every operator's output).
-    return op_name(reader) in ACTIVATIONS
-
-
-def _kept(plan: _Plan, precision: dict[Site, Precision], keep: list[str]) -> dict[Site, Precision]:
-    for text in keep:
-        pattern, _, wanted = text.partition("=")
-        matched = [site for site in precision if _matches(site, pattern)]
-        if not matched:
-            known = ", ".join(list(plan.names.values())[:3])
-            raise BadInput(f"--keep '{text}'", f"a glob that matches an operator such as {known}", "correct the glob")
-        for site in matched:
-            new = _changed(precision[site], wanted or "float32", site.port == "weight")
-            if new is None:
-                del precision[site]
-            else:
-                precision[site] = new
-    return precision
-
-
-def _matches(site: Site, pattern: str) -> bool:
-    return any(fnmatchcase(text, pattern) for text in (str(site), site.operator, site.path))
-
-
-def _changed(old: Precision, wanted: str, weight: bool) -> Precision | None:
+def _changed(old: Precision, wanted: Wanted, weight: bool) -> Precision | None:
     if wanted == "float32":
         return None
-    if wanted in ("bf16", "fp16"):
-        return replace(old, float_type=wanted)
-    if wanted.isdigit():
-        wanted = f"w{wanted}a{wanted}"
-    bits = Bits.parse(wanted)
-    return replace(old, bits=bits.weights if weight else bits.activations)
+    if isinstance(wanted, str):
+        return replace(old, float_type=wanted, tie=None)
+    return replace(old, bits=wanted.weights if weight else wanted.activations, float_type=None)

@@ -68,7 +68,9 @@ class Training:
                 loss(module, batch, labels[rows]).backward()
                 optimizer.step()
             if checkpoint is not None:
-                _save(checkpoint, {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1})
+                _save(
+                    checkpoint, {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
+                )
             if progress is not None:
                 progress(epoch + 1, self.epochs)
         return module.eval()

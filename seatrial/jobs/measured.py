@@ -1,0 +1,138 @@
+"""From finished cells to the variants of the JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from seatrial.bench.plan import Plan
+from seatrial.bench.store import Entry, Store
+from seatrial.core.chance import generator
+from seatrial.core.noise import NoiseSpec
+from seatrial.core.target import Timing
+from seatrial.jobs.result import latency_data
+from seatrial.jobs.variants import SIMULATION, Variant
+from seatrial.metrics.accuracy import agreement, top1
+from seatrial.metrics.intervals import paired_difference, wilson
+from seatrial.metrics.joining import column, joined
+
+Metric = Callable[[pd.DataFrame], float]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The finished cells of one plan, by variant label and noise."""
+
+    found: Mapping[tuple[str, NoiseSpec | None], Entry]
+
+    @staticmethod
+    def of(store: Store, plan: Plan, variants: Iterable[Variant]) -> Cells:
+        """Read from the store what belongs to this plan."""
+        digests = {variant.digest: variant.label for variant in variants}
+        specs = {group.spec for group in plan.groups}
+        found = {}
+        for entry in store.cells():
+            asked = entry.question
+            label = digests.get(asked.get("subject", ""))
+            same = (asked["data"], asked["seed"], asked["batch"], asked["threads"]) == (
+                plan.dataset.digest,
+                plan.seed,
+                plan.batch,
+                plan.threads,
+            )
+            if label is not None and same and asked["libraries"] == dict(plan.libraries) and entry.cell.noise in specs:
+                found[label, entry.cell.noise] = store.read(entry.cell)
+        return Cells(found)
+
+    def records(self, label: str, noise: NoiseSpec | None = None) -> pa.Table | None:
+        """Return the records of a cell that is done, else None."""
+        entry = self.found.get((label, noise))
+        return entry.table if entry is not None and entry.status == "done" else None
+
+
+def variant_data(
+    variant: Variant,
+    model: str,
+    clean: Cells,
+    noisy: Cells,
+    specs: Iterable[NoiseSpec],
+    timing: Timing | None,
+    metric: Metric | None,
+    reference: pa.Table | None,
+) -> dict[str, Any]:
+    """Return one entry of `variants`; figures that do not exist are None."""
+    records = clean.records(variant.label)
+    simulated = clean.records(f"{variant.name}@{SIMULATION}")
+    value = None if records is None else top1(records) if metric is None else metric(records.to_pandas())
+    rows = [_cell(variant, model, noisy, spec, metric) for spec in specs]
+    return {
+        "name": variant.name,
+        "target": variant.target,
+        "bits": variant.artefact.bits,
+        "size_bytes": variant.artefact.size_bytes,
+        "latency_ms": latency_data(timing),
+        "latency_ms_batch_8": latency_data(timing, 8),
+        "throughput_per_s": None if timing is None else timing.throughput_per_s,
+        "load_ms": None if timing is None else timing.load_ms,
+        "peak_memory_bytes": None if timing is None else timing.peak_memory_bytes,
+        "metric": "top1" if metric is None else getattr(metric, "__name__", "metric"),
+        "value": value,
+        "top1": None if records is None else top1(records),
+        "agreement": None if records is None or reference is None else agreement(records, reference),
+        "agreement_simulated": None if records is None or simulated is None else agreement(records, simulated),
+        "noise": rows,
+    }
+
+
+def _cell(variant: Variant, model: str, noisy: Cells, spec: NoiseSpec, metric: Metric | None) -> dict[str, Any]:
+    entry = noisy.found.get((variant.label, spec))
+    records = noisy.records(variant.label, spec)
+    clean = noisy.records(variant.label)
+    value = low = high = None
+    if records is not None:
+        value = top1(records) if metric is None else metric(records.to_pandas())
+        if metric is None:
+            interval = wilson(int(column(records, "correct").sum()), len(records))
+            low, high = interval.low, interval.high
+    before = None if clean is None else top1(clean) if metric is None else metric(clean.to_pandas())
+    return {
+        "model": model,
+        "variant": variant.name,
+        "target": variant.target,
+        "family": spec.family,
+        "name": spec.name,
+        "option": spec.option,
+        "norm": spec.norm,
+        "severity": spec.severity,
+        "access": None if entry is None else entry.access,
+        "metric": "top1" if metric is None else getattr(metric, "__name__", "metric"),
+        "value": value,
+        "low": low,
+        "high": high,
+        "clean": before,
+        "n": 0 if records is None else len(records),
+        "status": "failed" if entry is None else entry.status,
+        "reason": "the cell is missing from the store" if entry is None else entry.reason,
+    }
+
+
+def paired(clean: Cells, variants: Iterable[Variant], seed: int) -> dict[str, dict[str, float]]:
+    """Return, for each variant but the float simulation, the paired interval of its accuracy minus the float one's."""
+    base = clean.records(f"float@{SIMULATION}")
+    found = {}
+    for variant in variants:
+        records = clean.records(variant.label)
+        if base is None or records is None or variant.label == f"float@{SIMULATION}":
+            continue
+        left, right = joined(base, records)
+        difference = paired_difference(
+            column(base, "correct")[left],
+            column(records, "correct")[right],
+            rng=generator(seed, "paired", variant.label),
+        )
+        found[variant.label] = {"low": difference.low, "high": difference.high, "drop_at_most": difference.drop_at_most}
+    return found

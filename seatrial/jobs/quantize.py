@@ -1,0 +1,100 @@
+"""Quantize one model for one target: files that run there, with what was measured and what was lost where."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from seatrial.bench.store import Store
+from seatrial.bench.sweep import sweep
+from seatrial.deploy.machine import this_machine
+from seatrial.errors import BadInput
+from seatrial.jobs.deployable import write_deployable
+from seatrial.jobs.measured import Cells, Metric, variant_data
+from seatrial.jobs.planned import plans
+from seatrial.jobs.result import write_text
+from seatrial.jobs.settings import Settings
+from seatrial.jobs.subject import open_subject
+from seatrial.jobs.variants import (
+    SIMULATION,
+    OpenVariants,
+    build,
+    fastest,
+    installed_targets,
+    time_variants,
+    usable_target,
+)
+from seatrial.models.opened import Model
+from seatrial.numerics.batch_norm import fold_batch_norm
+
+
+def quantize(
+    model: str | Path | nn.Module,
+    data: str | Path | Iterable[Any] | None = None,
+    *,
+    out: str | Path = "quantized",
+    metric: Metric | None = None,
+    settings: Settings | None = None,
+    overrides: dict[str, Any] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Quantize a network for `settings.target` and write model, recipe, preprocessing, labels and script under `out`.
+
+    Returns the JSON of `seatrial quantize` (documented in docs/json.md). The model itself is left as it was. Raises
+    BadInput for deployed files, unknown names and data that cannot be used.
+    """
+    start = time.monotonic()
+    settings = replace(settings or Settings(), **{"noise": "none", **options})
+    subject = open_subject(model, data, settings, overrides=overrides, progress=progress)
+    if not isinstance(subject.model, Model):
+        raise BadInput(f"the deployed file '{subject.model.name}'", "a network to quantize", "pass the float original")
+    folder = Path(out).resolve()
+    store = Store(folder / "store")
+    graph = fold_batch_norm(subject.model.graph)
+    batches = subject.calibration_batches()
+    chosen = settings.target
+    targets = installed_targets() if chosen == "auto" else {chosen: usable_target(chosen)}
+    found = {name: build(graph, target, batches, folder / "models", settings) for name, target in targets.items()}
+    every = list({v.label: v for built in found.values() for v in built.variants}.values())
+    timings = time_variants(every, settings.used_threads)
+    name = next(iter(found)) if len(found) == 1 else fastest(found, timings, settings.bits)
+    built = found[name]
+    plan, _ = plans(subject, settings, True)
+    sweep(OpenVariants(built.variants, settings.used_threads), plan, store, jobs=settings.jobs, progress=progress)
+    clean = Cells.of(store, plan, built.variants)
+    variant = next(v for v in built.variants if v.name == settings.bits and v.target == name)
+    reference = clean.records(f"float@{SIMULATION}")
+    row = variant_data(variant, subject.model.name, clean, clean, (), timings.get(variant.label), metric, reference)
+    files = list(variant.artefact.files)
+    if name != SIMULATION:
+        files = write_deployable(
+            folder,
+            variant.artefact,
+            name,
+            subject.pipeline,
+            subject.task.labels,
+            subject.model.name,
+            class_names=subject.evaluation.class_names,
+            n_outputs=subject.model.n_outputs or 0,
+        )
+    result = {
+        "model": {"name": subject.model.name, "source": subject.model.source, "digest": subject.model.digest},
+        "machine": asdict(this_machine(settings.used_threads)),
+        "target": name,
+        "method": settings.method,
+        **{key: row[key] for key in ("bits", "size_bytes", "latency_ms", "metric", "value")},
+        **{key: row[key] for key in ("agreement", "agreement_simulated")},
+        "sites": list(built.quantized.sites) if built.quantized is not None else [],
+        "files": [str(file) for file in files],
+        "seconds": time.monotonic() - start,
+        "warnings": [*subject.warnings, *built.warnings],
+    }
+    write_text(folder / "quantize.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    return json.loads(json.dumps(result))

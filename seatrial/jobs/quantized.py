@@ -1,0 +1,59 @@
+"""Quantize a graph for a target: place, plan, realise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from seatrial.catalogue import make
+from seatrial.core.chance import generator
+from seatrial.core.graph import Graph
+from seatrial.core.placement import PlacementRules
+from seatrial.core.precision import Bits
+from seatrial.core.realise import realise
+from seatrial.core.recipe import Recipe
+from seatrial.jobs.settings import Settings
+from seatrial.quant.placement import place
+from seatrial.quant.site_error import blame, site_errors
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A recipe, the graph it gives, and what was lost at each site (`site`, `bits`, `sqnr_db`)."""
+
+    recipe: Recipe
+    graph: Graph
+    sites: tuple[dict[str, Any], ...]
+    warnings: tuple[str, ...]
+
+
+def quantize_graph(graph: Graph, batches: list[Tensor], rules: PlacementRules, settings: Settings) -> Quantized:
+    """Plan and carry out the quantization of `graph` for a runtime with these rules."""
+    sites = place(graph, rules, Bits.parse(settings.bits), keep=settings.keep)
+    options: dict[str, Any] = {
+        "bias_correction": settings.bias_correction,
+        "equalization": settings.equalization,
+    }
+    if settings.ranges != "default":
+        options["ranges"] = make("ranges", settings.ranges)
+    quantizer = make("quantizer", settings.method, **options)
+    recipe = quantizer.plan(graph, batches, sites, rng=generator(settings.seed, "quantize", settings.method))
+    warnings = list(recipe.notes)
+    if rules.weight_bits_cap < 8 and any(edit.site.port == "weight" for edit in recipe.rounds):
+        warnings.append(
+            f"weights have {rules.weight_bits_cap} bits for {rules.name}: 8-bit kernels of this CPU can saturate"
+        )
+    errors = site_errors(graph, recipe, batches[:1])
+    listed = tuple({"site": str(error.site), "bits": error.bits, "sqnr_db": error.sqnr_db} for error in errors)
+    return Quantized(recipe, realise(graph, recipe), listed, tuple(warnings))
+
+
+def blamed(graph: Graph, recipe: Recipe, batch: Tensor) -> str | None:
+    """Return a sentence that names the site whose rounding alone moves the output most; None without sites."""
+    found = blame(graph, recipe, batch)
+    if not found:
+        return None
+    site, error = found[0]
+    return f"the site to blame first is {site}: rounding it alone moves the output by {error:.1%}"

@@ -1,0 +1,162 @@
+"""A model with the data it is tried on: opened, matched, screened and divided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seatrial.core.pipeline import Pipeline
+from seatrial.core.task import Classification, LabelMap
+from seatrial.data.array_set import ArraySet
+from seatrial.data.draw import limit, split_calibration
+from seatrial.data.files import open_data, open_training_digits
+from seatrial.data.image_set import ImageSet
+from seatrial.data.load import default_pipeline, load_input
+from seatrial.data.screen import screen
+from seatrial.errors import BadInput
+from seatrial.jobs.digit_models import EDGE_PX, MODELS, trained
+from seatrial.jobs.settings import Settings
+from seatrial.models.artefact import ArtefactModel, with_labels
+from seatrial.models.labels import fit_labels
+from seatrial.models.opened import Model, open_model
+
+Samples = ImageSet | ArraySet
+_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What a job works on: `evaluation` and `calibration` share no sample; `bad` lists samples left out."""
+
+    model: Model | ArtefactModel
+    pipeline: Pipeline
+    task: Classification
+    evaluation: Samples
+    calibration: Samples | None
+    calibration_note: str
+    bad: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = field(default=())
+
+    def calibration_batches(self) -> list[Tensor]:
+        """Return the calibration samples as float32 batches [n, 3, height, width] in [0, 1]."""
+        if self.calibration is None:
+            raise BadInput("no calibration data", "samples to calibrate on", "pass --calibration")
+        return load_batches(self.calibration, self.pipeline)
+
+
+def load_batches(samples: Samples, pipeline: Pipeline, size: int = _BATCH) -> list[Tensor]:
+    """Return all samples as batches, in order."""
+    inputs = [load_input(pipeline, sample) for sample in samples]
+    return [torch.stack(inputs[start : start + size]) for start in range(0, len(inputs), size)]
+
+
+def open_subject(
+    model: str | Path | nn.Module,
+    data: str | Path | Iterable[Any] | None,
+    settings: Settings,
+    *,
+    overrides: dict[str, Any] | None = None,
+    calibrate: bool = True,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Subject:
+    """Open a model and its data, match labels, leave out bad samples, and divide off the calibration samples.
+
+    `overrides` go to `open_model` (weights, mean, std, resize, crop, interpolation, input_size, classes). Without
+    `data` the built-in digits are used. Raises BadInput with what to do.
+    """
+    options = dict(overrides or {})
+    classes = options.get("classes")
+    if isinstance(model, str) and model in MODELS:
+        opened: Model | ArtefactModel = _digit_model(model, progress)
+    else:
+        opened = open_model(model, **options)
+    if opened.kind != "image":
+        raise BadInput(
+            f"'{opened.name}' is a text model",
+            "an image classifier for a trial; text models go through `seatrial.capture` and a quantizer's `plan`",
+            "pass an image model",
+        )
+    n_outputs = opened.n_outputs
+    whole = open_data(
+        "digits" if data is None else data,
+        class_names=opened.labels.names or None,
+        wnids=opened.labels.wnids or None,
+        classes_file=Path(classes) if isinstance(classes, str | Path) else None,
+        n_classes=None if n_outputs is None else n_outputs - opened.labels.background,
+    )
+    labels = _labels(opened, whole, n_outputs)
+    pipeline = opened.pipeline or default_pipeline((EDGE_PX, EDGE_PX))
+    good, bad = screen(
+        whole,
+        pipeline,
+        max_bad=settings.max_bad,
+        progress=None if progress is None else lambda done, total: progress(done, total, "reading the pictures"),
+    )
+    calibration, evaluation, note = _divided(good, settings, labels, opened, calibrate)
+    if settings.limit is not None and settings.limit < len(evaluation):
+        evaluation = limit(evaluation, settings.limit, seed=settings.seed)
+    warnings = [*opened.warnings, *getattr(whole, "notes", ())]
+    if bad:
+        warnings.append(f"{len(bad)} of {len(whole)} samples are bad and were left out: {bad[0][0]} ({bad[0][1]})")
+    probabilities = isinstance(opened, ArtefactModel) and opened.probabilities
+    if isinstance(opened, ArtefactModel):
+        opened = with_labels(opened, labels)
+    task = Classification(labels, probabilities)
+    return Subject(opened, pipeline, task, evaluation, calibration, note, tuple(bad), tuple(warnings))
+
+
+def _digit_model(name: str, progress: Callable[[int, int, str], None] | None) -> Model:
+    told = None if progress is None else lambda done, total: progress(done, total, f"training {name}")
+    module = trained(name, progress=told)
+    opened = open_model(
+        module,
+        input_size=(EDGE_PX, EDGE_PX),
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        resize=0,
+        crop=(EDGE_PX, EDGE_PX),
+    )
+    if not isinstance(opened, Model):
+        raise TypeError("a module opens as a Model")
+    names = tuple(str(digit) for digit in range(10))
+    return replace(opened, name=name, source=name, labels=LabelMap(names, rule="the digits"), warnings=())
+
+
+def _labels(opened: Model | ArtefactModel, data: Samples, n_outputs: int | None) -> LabelMap:
+    if n_outputs is None:
+        raise BadInput(
+            f"'{opened.name}' whose output is not [batch, classes]", "an image classifier", "pass a classifier"
+        )
+    named = len(opened.labels.names) if opened.labels.names else len(data.class_names)
+    return fit_labels(opened.labels, n_outputs, max(named, max(data.labels) + 1))
+
+
+def _divided(
+    good: Samples, settings: Settings, labels: LabelMap, opened: Model | ArtefactModel, calibrate: bool
+) -> tuple[Samples | None, Samples, str]:
+    if not calibrate or isinstance(opened, ArtefactModel):
+        return None, good, "none: nothing is quantized"
+    if settings.calibration is not None:
+        pool: Samples = open_data(
+            settings.calibration, class_names=labels.names or None, wnids=labels.wnids or None, n_classes=None
+        )
+        shared = set(pool.ids) & set(good.ids) if pool.digest == good.digest else set()
+        if shared:
+            raise BadInput(
+                f"calibration data equal to --data ({len(shared)} samples)",
+                "other samples",
+                "leave --calibration out: a draw is divided off then",
+            )
+        drawn = min(settings.calibration_samples, len(pool))
+        return limit(pool, drawn, seed=settings.seed), good, f"{drawn} samples drawn from {settings.calibration}"
+    if good.name == "digits":
+        pool = open_training_digits()
+        drawn = min(settings.calibration_samples, len(pool))
+        return limit(pool, drawn, seed=settings.seed), good, f"{drawn} samples drawn from the training digits"
+    calibration, evaluation = split_calibration(good, settings.calibration_samples, seed=settings.seed)
+    return calibration, evaluation, f"{len(calibration)} samples drawn from the data and left out of the evaluation"

@@ -1,0 +1,194 @@
+"""The variants of a trial on one target: files, what they are judged with, and how long they take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from seatrial.bench.plan import Subject as SweptSubject
+from seatrial.catalogue import entries, find, load, make
+from seatrial.core.cell import digest, question
+from seatrial.core.graph import Graph
+from seatrial.core.noise import System
+from seatrial.core.predictor import Predictor
+from seatrial.core.target import Artefact, Target, Timing
+from seatrial.deploy.input_adapter import foreign_artefact
+from seatrial.deploy.stopwatch import Stopwatch
+from seatrial.deploy.stopwatch import Subject as Timed
+from seatrial.deploy.torch_target import TorchPredictor
+from seatrial.errors import BadInput, NotApplicable, missing_extra
+from seatrial.jobs.quantized import Quantized, quantize_graph
+from seatrial.jobs.settings import Settings
+from seatrial.models.artefact import ArtefactModel
+
+SIMULATION = "torch"
+_AUTO = ("onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant on one target as files; `surrogate` is the `.pt2` that gives gradients for it."""
+
+    name: str
+    target: str
+    artefact: Artefact
+    surrogate: Artefact | None = None
+
+    @property
+    def label(self) -> str:
+        """`w8a8@openvino`."""
+        return f"{self.name}@{self.target}"
+
+    @property
+    def digest(self) -> str:
+        """The hash of the files, target and settings that its answers depend on."""
+        parts = [file.read_bytes() for file in self.artefact.files]
+        given = self.surrogate.path.read_bytes() if self.surrogate is not None else b""
+        return digest(self.target, question(settings=dict(self.artefact.settings)), *parts, given)
+
+
+@dataclass(frozen=True)
+class OpenVariants:
+    """Opens variants in any process: the picklable part of a sweep.
+
+    Graphs are kept between calls in one process, because reading a `.pt2` takes longer than many an evaluation;
+    runtime sessions are opened anew, as a sweep closes them.
+    """
+
+    variants: tuple[Variant, ...]
+    threads: int
+    _graphs: dict[Path, Predictor] = field(default_factory=dict, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[type[OpenVariants], tuple[tuple[Variant, ...], int]]:
+        return OpenVariants, (self.variants, self.threads)
+
+    def __call__(self) -> list[SweptSubject]:
+        """Return the subjects of a sweep; variants with one surrogate share it, so attacks run once for them."""
+        subjects = []
+        for variant in self.variants:
+            if variant.target == SIMULATION:
+                predictor = self._graph(variant.artefact)
+            else:
+                predictor = make("target", variant.target).open(variant.artefact, threads=self.threads)
+            surrogate = None if variant.surrogate is None else self._graph(variant.surrogate)
+            alter = _Altered(variant, predictor, self.threads)
+            subjects.append(SweptSubject(variant.name, variant.target, predictor, variant.digest, surrogate, alter))
+        return subjects
+
+    def _graph(self, artefact: Artefact) -> Predictor:
+        if artefact.path not in self._graphs:
+            self._graphs[artefact.path] = make("target", SIMULATION).open(artefact, threads=self.threads)
+        return self._graphs[artefact.path]
+
+
+@dataclass(frozen=True)
+class _Altered:
+    """Gives the predictor of a variant under another arithmetic, where its target has one."""
+
+    variant: Variant
+    predictor: Predictor
+    threads: int
+
+    def __call__(self, system: System) -> Predictor:
+        artefact, wanted = self.variant.artefact, system.arithmetic
+        if isinstance(self.predictor, TorchPredictor):
+            return TorchPredictor(replace(self.predictor.inner, arithmetic=wanted), self.threads)
+        target = make("target", self.variant.target)
+        if self.variant.target == "openvino" and wanted == "bf16" and artefact.settings.get("hint") == "f32":
+            if "bf16" not in target.precisions:
+                raise NotApplicable("this CPU does not execute bf16")
+            narrowed = replace(artefact, settings={**artefact.settings, "hint": "bf16"})
+            return target.open(narrowed, threads=self.threads)
+        raise NotApplicable(f"{self.variant.target} has no {wanted} arithmetic for this file")
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """The variants of one target with their timings (None for the simulation), quantization and warnings."""
+
+    target: str
+    variants: tuple[Variant, ...]
+    timings: dict[str, Timing] = field(default_factory=dict)
+    quantized: Quantized | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def usable_target(name: str) -> Target:
+    """Return a target by name; raises BadInput where its package is not installed, with the line that installs it."""
+    entry = find("target", name)
+    cls = load(entry)
+    if not cls.installed():
+        extra = entry.needs.removeprefix("extra ")
+        raise missing_extra(name, extra, f"the target '{name}'")
+    return cls()
+
+
+def installed_targets() -> dict[str, Target]:
+    """Return the targets that `auto` chooses from and that are installed here."""
+    found = {name: load(entries("target")[name]) for name in _AUTO}
+    return {name: cls() for name, cls in found.items() if cls.installed()}
+
+
+def build(
+    graph: Graph, target: Target, batches: Any, folder: Path, settings: Settings, *, floats: bool = True
+) -> Built:
+    """Quantize for a target and write the files of every variant under `folder`.
+
+    With `floats`: the float graph in torch and on the target, the narrower float type where the target has it, then
+    the quantized graph as simulation and on the target.
+    """
+    simulation: Target = make("target", SIMULATION)
+    quantized = quantize_graph(graph, batches, target.placement, settings)
+    warnings = list(quantized.warnings)
+    bits = settings.bits
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = simulation.compile(graph, folder / "float-torch", bits="float32")
+    rounded = simulation.compile(quantized.graph, folder / f"{bits}-{target.name}-torch", bits=bits)
+    variants = [Variant("float", SIMULATION, whole, whole)]
+    if target.name != SIMULATION:
+        if floats:
+            float_file = target.compile(graph, folder / f"float-{target.name}", bits="float32")
+            variants.append(Variant("float", target.name, float_file, whole))
+            for kind in target.precisions:
+                if kind != "float32":
+                    narrow = target.compile(graph, folder / f"{kind}-{target.name}", bits=kind)
+                    variants.append(Variant(kind, target.name, narrow, whole))
+        variants.append(Variant(bits, SIMULATION, rounded, rounded))
+        deployed = target.compile(quantized.graph, folder / f"{bits}-{target.name}", bits=bits)
+        variants.append(Variant(bits, target.name, deployed, rounded))
+    else:
+        variants.append(Variant(bits, SIMULATION, rounded, rounded))
+        warnings.append("the target torch simulates integers in float32: its latency is not that of integer kernels")
+    quantized.recipe.save(folder / f"recipe-{bits}-{target.name}")
+    return Built(target.name, tuple(variants), {}, quantized, tuple(warnings))
+
+
+def build_artefact(model: ArtefactModel, wanted: str) -> Built:
+    """Return the one variant of a deployed file on every runtime that is installed and can open it, or on `wanted`."""
+    if wanted == "auto":
+        names = ("onnxruntime", "openvino") if model.format == "onnx" else ("litert", "openvino")
+        found = [name for name in names if load(entries("target")[name]).installed()]
+        if not found:
+            raise BadInput(
+                f"no runtime for {model.path.name}",
+                f"one of {', '.join(names)}",
+                f"run: pip install 'seatrial[{names[-1]}]'",
+            )
+    else:
+        found = [wanted]
+    artefact = foreign_artefact(model)
+    return Built("auto" if len(found) > 1 else found[0], tuple(Variant("deployed", name, artefact) for name in found))
+
+
+def time_variants(variants: Sequence[Variant], threads: int) -> dict[str, Timing]:
+    """Return what the stopwatch saw of each deployed variant, alternated; the torch simulation is not timed."""
+    timed = [v for v in variants if v.target != SIMULATION or v.name == "float"]
+    seen = Stopwatch().measure([Timed(v.target, v.artefact) for v in timed], threads=threads, batches=(1, 8))
+    return {variant.label: timing for variant, timing in zip(timed, seen, strict=True)}
+
+
+def fastest(built: dict[str, Built], timings: dict[str, Timing], bits: str) -> str:
+    """Return the target whose quantized model answers soonest at batch 1."""
+    return min(built, key=lambda name: timings[f"{bits}@{name}"].latency[0].median)

@@ -1,0 +1,413 @@
+"""Every method that the catalogue names, run through the laws of its abstraction.
+
+A new method adds one row here: what to build, by family and name. The laws below then hold for it, or it is no method
+of that family.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seatrial import catalogue
+from seatrial.core.chance import generator
+from seatrial.core.graph import Graph, GraphPredictor, Normalization, capture
+from seatrial.core.noise import Attack, Corruption, System, SystemNoise
+from seatrial.core.pipeline import Pipeline, Resize
+from seatrial.core.placement import PlacementRules
+from seatrial.core.precision import Bits, Precision
+from seatrial.core.quantizer import Quantizer
+from seatrial.core.realise import realise
+from seatrial.core.recipe import Affine, Recipe
+from seatrial.core.sites import Site, signature
+from seatrial.core.target import Target
+from seatrial.errors import NoNoise, NotApplicable
+from seatrial.numerics.batch_norm import fold_batch_norm
+from seatrial.numerics.ranges import Observed, Range, grid_for
+from seatrial.quant.placement import place
+
+SEVERITIES = (1, 2, 3, 4, 5)
+EPSILON = 8 / 255
+SYSTEM = System(Pipeline((32, 32), Resize(short_side_px=36)))
+UNSIGNED = PlacementRules("unsigned", "unsigned", operator_outputs=True)
+BY_RANGE = PlacementRules("by range", "by-range", operator_outputs=False)
+
+# (family, name): the options to run it with; for a system noise also the one field that it may change.
+Options = Mapping[str, Any]
+ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
+    ("corruption", "gaussian_noise"): tuple({"severity": severity} for severity in SEVERITIES),
+    ("corruption", "motion_blur"): tuple({"severity": severity} for severity in SEVERITIES),
+    ("corruption", "brightness"): tuple({"severity": severity} for severity in SEVERITIES),
+    ("corruption", "jpeg_compression"): tuple({"severity": severity} for severity in SEVERITIES),
+    ("attack", "fgsm"): ({"epsilon": "8/255"},),
+    ("attack", "pgd"): (
+        {"epsilon": "8/255", "steps": 4},
+        {"epsilon": "8/255", "steps": 4, "stop_early": True, "random_start": False},
+    ),
+    ("attack", "square"): ({"epsilon": "8/255", "queries": 20},),
+    ("system", "resize"): ({"option": "opencv-bilinear"}, {"option": "pillow-lanczos"}, {"option": "pillow-bilinear"}),
+    ("system", "decoder"): ({"option": "opencv"}, {"option": "pyav"}, {"option": "pillow"}),
+    ("system", "precision"): ({"option": "fp16"}, {"option": "bf16"}),
+    ("quantizer", "nearest"): (
+        {},
+        {"bias_correction": False, "equalization": "none"},
+        {"equalization": "cross-layer"},
+    ),
+    ("ranges", "minmax"): ({},),
+    ("ranges", "percentile"): ({},),
+    ("ranges", "mse"): ({},),
+    ("ranges", "moving-average"): ({},),
+    ("target", "torch"): ({},),
+    ("target", "onnxruntime"): ({},),
+    ("target", "openvino"): ({},),
+    ("target", "litert"): ({},),
+}
+ALTERS = {"resize": "pipeline.resize", "decoder": "pipeline.decoder", "precision": "arithmetic"}
+
+
+def rows(family: str) -> list[Any]:
+    """Return one test case for each row and its options."""
+    return [
+        pytest.param(name, options, id="-".join([name, *(str(value) for value in options.values())]))
+        for (of, name), choices in ROWS.items()
+        if of == family
+        for options in choices
+    ]
+
+
+def test_every_method_of_the_catalogue_has_a_row() -> None:
+    assert {(entry.family, entry.name) for entry in catalogue.ENTRIES} == set(ROWS)
+
+
+@pytest.mark.parametrize("entry", catalogue.ENTRIES, ids=lambda entry: f"{entry.family}-{entry.name}")
+def test_every_method_is_of_its_family_and_final(entry: catalogue.Entry) -> None:
+    kinds = {
+        "corruption": Corruption,
+        "attack": Attack,
+        "system": SystemNoise,
+        "quantizer": Quantizer,
+        "ranges": Range,
+        "target": Target,
+    }
+    method = catalogue.load(entry)
+    assert issubclass(method, kinds[entry.family])
+    assert not getattr(method, "__abstractmethods__", None)
+    assert entry.paper
+    assert method.__doc__
+    assert not method.__subclasses__()
+
+
+# Corruptions
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """Return a smooth picture with some texture, uint8 RGB."""
+    rng = generator(0, "photograph", height, width)
+    coarse = torch.from_numpy(rng.random((1, 3, 5, 5)))
+    smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)[0]
+    texture = 0.05 * rng.standard_normal((height, width, 3))
+    return (np.clip(smooth.permute(1, 2, 0).numpy() + texture, 0, 1) * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (224, 224), (48, 31)], ids=str)
+@pytest.mark.parametrize(("name", "options"), rows("corruption"))
+def test_corruption(name: str, options: Options, size: tuple[int, int]) -> None:
+    corruption: Corruption = catalogue.make("corruption", name, **options)
+    picture = photograph(*size)
+    kept = picture.copy()
+    picture.setflags(write=False)
+    first = corruption.corrupt(picture, rng=generator(0, name))
+    assert first.shape == (*size, 3)
+    assert first.dtype == np.uint8
+    assert np.array_equal(picture, kept)
+    assert not np.array_equal(first, kept)
+    assert not np.shares_memory(first, picture)
+    assert np.array_equal(corruption.corrupt(picture, rng=generator(0, name)), first)
+    twin: Corruption = catalogue.make("corruption", name, **options)
+    assert np.array_equal(twin.corrupt(picture, rng=generator(0, name)), first)
+
+
+# Attacks
+
+
+class Classifier(nn.Module):
+    """A small convolutional network with batch norm, residual, gate, pooling and a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.depthwise, self.point = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1)
+        self.gate, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu_()
+        y = self.point(self.depthwise(x).relu())
+        y = y * self.gate(y.mean((2, 3), keepdim=True)).sigmoid() + x
+        return self.head(y.relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def module() -> Classifier:
+    torch.manual_seed(0)
+    model = Classifier()
+    with torch.no_grad():
+        model.head.weight.mul_(20)  # margins that an attack must work for
+    model(torch.rand(16, 3, 12, 12))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def graph(module: Classifier) -> Graph:
+    return capture(module, torch.rand(2, 3, 12, 12), normalization=Normalization((0.5,) * 3, (0.25,) * 3))
+
+
+def batch(seed: int, count: int = 6) -> Tensor:
+    return torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def state_of(module: nn.Module) -> dict[str, Any]:
+    """Return everything that an audit must leave as it was."""
+    return {
+        "tensors": {name: value.clone() for name, value in module.state_dict().items()},
+        "modes": [(name, part.training) for name, part in module.named_modules()],
+        "gradients": {name: copy.copy(value.grad) for name, value in module.named_parameters()},
+        "wanted": [(name, value.requires_grad) for name, value in module.named_parameters()],
+        "hooks": [bool(part._forward_hooks or part._forward_pre_hooks) for part in module.modules()],
+    }
+
+
+def assert_untouched(module: nn.Module, before: dict[str, Any]) -> None:
+    after = state_of(module)
+    for part in ("modes", "wanted", "hooks"):
+        assert after[part] == before[part]
+    for part in ("tensors", "gradients"):
+        assert after[part].keys() == before[part].keys()
+        for name, value in after[part].items():
+            was = before[part][name]
+            assert value is was or torch.equal(value, was), f"{part} of {name}"
+
+
+@pytest.mark.parametrize(("name", "options"), rows("attack"))
+def test_attack(name: str, options: Options, graph: Graph) -> None:
+    attack: Attack = catalogue.make("attack", name, **options)
+    predictor = GraphPredictor(graph)
+    assert attack.needs <= predictor.gives
+    inputs = batch(1)
+    inputs[0], inputs[1, :, :6] = 0.0, 1.0  # the walls of the box
+    labels = predictor(inputs).argmax(1)
+    labels[2] = (labels[2] + 1) % 4  # one that is misclassified already
+    kept, kept_labels, before = inputs.clone(), labels.clone(), state_of(graph.module)
+
+    def run(rows: list[int]) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        found = attack.perturb(predictor, inputs[rows], labels[rows], rng=[generator(0, name, row) for row in rows])
+        return found.inputs, found.zero_gradient, found.queries
+
+    found, zeros, queries = run(list(range(6)))
+    assert found.dtype == torch.float32
+    assert found.shape == inputs.shape
+    assert not found.requires_grad
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    assert float((found.double() - inputs.double()).abs().max()) <= EPSILON
+    assert not torch.equal(found, inputs)
+    assert len(zeros) == len(queries) == 6
+    assert (queries >= 1).all()
+    assert torch.equal(inputs, kept)
+    assert torch.equal(labels, kept_labels)
+    assert_untouched(graph.module, before)
+    again = run(list(range(6)))
+    assert torch.equal(again[0], found)
+    order = [3, 0, 5, 1, 4, 2]
+    shuffled, _, shuffled_queries = run(order)
+    assert torch.equal(shuffled, found[order])
+    assert np.array_equal(shuffled_queries, queries[order])
+
+
+# System noises
+
+
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Return the fields of a system by their path, down to the level that a noise names."""
+    if isinstance(value, System | Pipeline):
+        parts = [leaves(getattr(value, part.name), f"{name}.{part.name}".strip(".")) for part in fields(value)]
+        return {key: leaf for part in parts for key, leaf in part.items()}
+    return {name: value}
+
+
+@pytest.mark.parametrize(("name", "options"), rows("system"))
+def test_system_noise(name: str, options: Options) -> None:
+    noise: SystemNoise = catalogue.make("system", name, **options)
+    before = leaves(SYSTEM)
+    try:
+        altered = noise.alter(SYSTEM)
+    except NoNoise:
+        assert options["option"] in ("pillow", "pillow-bilinear")  # what SYSTEM does already
+        return
+    finally:
+        assert leaves(SYSTEM) == before
+    changed = {key for key, value in leaves(altered).items() if value != before[key]}
+    assert changed == {ALTERS[name]}
+    if name == "resize":
+        assert altered.pipeline.resize is not None
+        library, _, interpolation = options["option"].partition("-")
+        assert altered.pipeline.resize == Resize(short_side_px=36, library=library, interpolation=interpolation)
+    else:
+        assert leaves(altered)[ALTERS[name]] == options["option"]
+    with pytest.raises(NoNoise):
+        noise.alter(altered)
+
+
+# Quantizers and ranges
+
+
+def planned(graph: Graph, quantizer: Quantizer, wanted: Mapping[Site, Precision]) -> Recipe:
+    return quantizer.plan(graph, [batch(5), batch(6)], wanted, rng=generator(0, "plan"))
+
+
+def asked(graph: Graph) -> dict[Site, Precision]:
+    """Return sites at several widths, signs and grids, as a placement asks for them."""
+    precision = place(graph, UNSIGNED, Bits(4, 8)) | place(graph, BY_RANGE, Bits(8, 16))
+    return {site: replace(wanted, tie=None) for site, wanted in precision.items()}
+
+
+@pytest.mark.parametrize("rules", [UNSIGNED, BY_RANGE], ids=lambda rules: rules.name)
+@pytest.mark.parametrize(("name", "options"), rows("quantizer"))
+def test_quantizer(name: str, options: Options, rules: PlacementRules, module: Classifier) -> None:
+    audited = copy.deepcopy(module).train()
+    audited.norm.eval()
+    audited.head.weight.requires_grad_(False)
+    audited(batch(0)).sum().backward()
+    before = state_of(audited)
+    graph = fold_batch_norm(capture(audited, batch(0), normalization=Normalization((0.5,) * 3, (0.25,) * 3)))
+    of_graph, code = state_of(graph.module), graph.module.code
+    quantizer: Quantizer = catalogue.make("quantizer", name, **options)
+    wanted = place(graph, rules, Bits(8, 8))
+    calibration = [batch(5), batch(6)]
+    kept = [inputs.clone() for inputs in calibration]
+    recipe = quantizer.plan(graph, calibration, wanted, rng=generator(0, name))
+    assert_untouched(audited, before)
+    assert_untouched(graph.module, of_graph)
+    assert graph.module.code == code
+    assert all(torch.equal(one, other) for one, other in zip(calibration, kept, strict=True))
+    # Exactly the sites asked for, or a note.
+    rounded = [edit.site for edit in recipe.rounds]
+    assert len(set(rounded)) == len(rounded)
+    assert set(rounded) <= set(wanted)
+    for site in set(wanted) - set(rounded):
+        assert any(site.operator in note for note in recipe.notes)
+    assert recipe.signature == signature(graph)
+    for edit in recipe.rounds:
+        assert isinstance(edit.grid, Affine)
+        low, high = edit.grid.codes
+        assert bool(((low <= edit.grid.zero_point) & (edit.grid.zero_point <= high)).all()), f"no zero at {edit.site}"
+        assert bool((edit.grid.scale > 0).all() & edit.grid.scale.isfinite().all())
+        assert edit.grid.bits == wanted[edit.site].bits
+        assert edit.grid.axis == wanted[edit.site].axis
+        assert wanted[edit.site].signed in (None, edit.grid.signed)
+    # Near the float graph, and the simulation is a graph like any other.
+    with torch.no_grad():
+        simulated, plain = realise(graph, recipe).module(batch(7)), graph.module(batch(7))
+    assert float((simulated - plain).norm() / plain.norm()) < 0.1
+    assert_untouched(graph.module, of_graph)
+
+
+@pytest.mark.parametrize(("name", "options"), rows("quantizer"))
+def test_a_quantizer_is_deterministic(name: str, options: Options, graph: Graph, tmp_path: Path) -> None:
+    wanted = asked(graph)
+    files = []
+    for attempt in ("first", "second"):
+        quantizer: Quantizer = catalogue.make("quantizer", name, **options)
+        files.append([file.read_bytes() for file in planned(graph, quantizer, wanted).save(tmp_path / attempt)])
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(("name", "options"), rows("quantizer"))
+def test_a_quantizer_rounds_what_it_is_asked_for_alone(name: str, options: Options, graph: Graph) -> None:
+    everything = asked(graph)
+    quantizer: Quantizer = catalogue.make("quantizer", name, **options)
+    assert planned(graph, quantizer, {}).rounds == ()
+    for site in list(everything)[:4]:
+        assert [edit.site for edit in planned(graph, quantizer, {site: everything[site]}).rounds] == [site]
+
+
+@pytest.mark.parametrize("values", ["both signs", "positive", "negative", "zero"])
+@pytest.mark.parametrize(("name", "options"), rows("ranges"))
+def test_a_range_lies_in_what_was_seen_and_its_grid_holds_zero(name: str, options: Options, values: str) -> None:
+    ranges: Range = catalogue.make("ranges", name, **options)
+    x = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    shape: dict[str, Callable[[Tensor], Tensor]] = {
+        "both signs": lambda x: x,
+        "positive": lambda x: x.abs() + 1,
+        "negative": lambda x: -x.abs() - 1,
+        "zero": torch.zeros_like,
+    }
+    observed = Observed()
+    for part in shape[values](x).chunk(3):
+        observed.see_bounds(part)
+    for part in shape[values](x).chunk(3):
+        observed.see_counts(part)
+    seen = shape[values](x)
+    for precision in (Precision(8), Precision(4, signed=True, symmetric=True), Precision(8, signed=True)):
+        low, high = ranges.choose(observed, precision)
+        assert float(seen.min()) - 1e-6 <= low <= high <= float(seen.max()) + 1e-6
+        assert (low, high) == ranges.choose(observed, precision)
+        grid = grid_for(low, high, precision)
+        lowest, highest = grid.codes
+        assert lowest <= int(grid.zero_point) <= highest
+        assert float(grid.scale) > 0
+        # What the range holds is not cut off, but for half a step that the zero point was moved by.
+        ends = torch.tensor([lowest, highest]).sub(grid.zero_point).mul(grid.scale)
+        assert float(ends[0]) - 0.51 * float(grid.scale) <= min(low, 0.0)
+        assert float(ends[1]) + 0.51 * float(grid.scale) >= max(high, 0.0)
+
+
+# Targets
+
+
+@pytest.mark.parametrize("bits", ["float32", "w8a8", "w4a4"])
+@pytest.mark.parametrize(("name", "options"), rows("target"))
+def test_target(name: str, options: Options, bits: str, graph: Graph, tmp_path: Path) -> None:
+    method = catalogue.load(catalogue.find("target", name))
+    if not method.installed():
+        pytest.skip(f"needs the runtime of the target '{name}'")
+    target: Target = catalogue.make("target", name, **options)
+    assert target.name == name
+    assert "float32" in target.precisions
+    folded = fold_batch_norm(graph)
+    given = folded
+    if bits != "float32":
+        quantizer: Quantizer = catalogue.make("quantizer", "nearest")
+        given = realise(folded, planned(folded, quantizer, place(folded, target.placement, Bits.parse(bits))))
+    before, code = state_of(given.module), given.module.code
+    try:
+        artefact = target.compile(given, tmp_path / "folder" / f"net.{bits}", bits=bits)
+    except NotApplicable:
+        assert name == "litert"
+        return
+    assert_untouched(given.module, before)
+    assert given.module.code == code
+    assert artefact.bits == bits
+    assert all(file.is_file() for file in artefact.files)
+    assert artefact.size_bytes == sum(file.stat().st_size for file in artefact.files)
+    predictor = target.open(artefact, threads=1)
+    inputs = batch(9)
+    kept = inputs.clone()
+    answers = predictor(inputs)
+    with torch.no_grad():
+        wanted = given.module(inputs)
+    # To the runtime's rounding: a value between two codes may fall on either side, and few codes are coarse.
+    tolerance = {"float32": 1e-5, "w8a8": 0.01, "w4a4": 0.1}[bits]
+    assert float((answers - wanted).norm() / wanted.norm()) < tolerance
+    assert torch.equal(inputs, kept)
+    assert answers.dtype == torch.float32
+    assert not answers.requires_grad
+    assert torch.equal(predictor(inputs), answers)
+    assert predictor(inputs[:1]).shape == (1, 4)
+    predictor.close()
