@@ -120,7 +120,7 @@ def ours(graph: Graph, target: Target, inputs: Tensor, path: Path) -> Artefact:
 
 def nncf_of(source: nn.Module | str, inputs: Tensor, path: Path, *, transformer: bool) -> Artefact:
     """Convert, quantize with NNCF's defaults, and save as OpenVINO's own format."""
-    import nncf
+    import nncf  # pyright: ignore[reportMissingImports]
     import openvino as ov
 
     example = None if isinstance(source, str) else inputs[:1]
@@ -246,8 +246,9 @@ def main() -> int:
         for name, make in makers.items():
             graph = make()
             for measure in (openvino_rows, onnxruntime_rows):
-                rows += measure(name, graph, inputs, folder, options)
-                print(rows[-1], file=sys.stderr, flush=True)
+                found = measure(name, graph, inputs, folder, options)
+                print(*found, sep="\n", file=sys.stderr, flush=True)
+                rows += found
     print("| model | runtime | opponent | ours ms | theirs ms | ratio | 10th..90th | launches |")
     print("|---|---|---|---|---|---|---|---|")
     print(*rows, sep="\n")

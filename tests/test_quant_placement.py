@@ -212,6 +212,9 @@ def test_fire_ties_the_inputs_of_each_concatenation():
     for rules in (INPUTS_ONLY, OUTPUTS_TOO):
         placed = place(graph_of("Fire"), rules, W8A8)
         expected = {"/div#0:output", *(f"/relu#{i}:output" for i in range(7))}
+        # ONNX Runtime concatenates integers only between rounds; the second has the grid of the first.
+        cats = [["/cat#0:output"], ["/cat#1:output"]] if rules.operator_outputs else [[], []]
+        expected |= {*cats[0], *cats[1]}
         # The head's output is averaged: a pool that reads what an integer operator wrote.
         assert activation_sites(placed) == expected | {"head/conv2d#0:output"}
         ties: dict[str | None, set[str]] = {}
@@ -219,8 +222,8 @@ def test_fire_ties_the_inputs_of_each_concatenation():
             ties.setdefault(wanted.tie, set()).add(str(site))
         del ties[None]
         assert sorted(map(sorted, ties.values())) == [
-            ["/relu#2:output", "/relu#3:output"],
-            ["/relu#5:output", "/relu#6:output"],
+            [*cats[0], "/relu#2:output", "/relu#3:output"],
+            [*cats[1], "/relu#5:output", "/relu#6:output"],
         ]
 
 

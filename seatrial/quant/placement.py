@@ -177,13 +177,17 @@ def _origin(node: fx.Node) -> fx.Node:
 
 
 def _producers(plan: _Plan, node: fx.Node) -> list[fx.Node]:
-    """Return the tensors whose round serves a reader of `node`: behind what carries values, all parts of a `cat`."""
+    """Return the tensors whose round serves a reader of `node`: behind what carries values, all parts of a `cat`.
+
+    Where outputs are rounded a `cat` itself is one of them: with the grid of its parts, so that no value changes.
+    """
     read = tensor_inputs(node)
     climbs = all(value.op not in ("get_attr", "placeholder") for value in read) and _carries(node)
     if not read or not climbs or not all(_takes_rounded(plan, user) for user in node.users):
         return [node]
     if op_name(node) == "cat":
-        return [producer for value in read for producer in _producers(plan, value)]
+        parts = [producer for value in read for producer in _producers(plan, value)]
+        return [*parts, node] if plan.rules.operator_outputs else parts
     return _producers(plan, read[0])
 
 

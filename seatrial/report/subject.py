@@ -30,6 +30,8 @@ class NoiseCell:
     n: int | None
     status: str
     reason: str | None
+    clean: float | None = None
+    """The metric on the same samples without the noise."""
 
     @property
     def reach(self) -> Reach:
@@ -103,6 +105,7 @@ def _cell(row: Mapping[str, Any]) -> NoiseCell:
         n=None if finite(row.get("n")) is None else int(row["n"]),
         status=status if status in STATUSES else "failed",
         reason=None if row.get("reason") is None else str(row["reason"]),
+        clean=finite(row.get("clean")),
     )
 
 

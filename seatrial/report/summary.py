@@ -55,9 +55,14 @@ def _change(variant: Variant, family: Family) -> NoiseChange:
     done = [cell for cell in cells if cell.done and cell.metric in (variant.metric, "top1")]
     if variant.value is None or not done:
         return NoiseChange(None, None, None, len(done), len(cells))
-    worst = min(done, key=lambda cell: cell.value or 0.0)
-    mean = math.fsum(cell.value or 0.0 for cell in done) / len(done)
-    return NoiseChange(mean - variant.value, (worst.value or 0.0) - variant.value, worst, len(done), len(cells))
+
+    def change(cell: NoiseCell) -> float:
+        # Noise may be asked of fewer samples than clean data: compare on the same ones where the cell says how.
+        return (cell.value or 0.0) - (cell.clean if cell.clean is not None else variant.value or 0.0)
+
+    worst = min(done, key=change)
+    mean = math.fsum(change(cell) for cell in done) / len(done)
+    return NoiseChange(mean, change(worst), worst, len(done), len(cells))
 
 
 def summary_rows(result: Mapping[str, Any]) -> tuple[SummaryRow, ...]:
