@@ -526,7 +526,7 @@ def test_arrays_are_seen_unrounded() -> None:
     wanted = Linear()(inputs).argmax(1).tolist()
     assert clean.table is not None
     assert clean.table["answer"].to_pylist() == wanted
-    assert system.status == "no-noise"  # nothing was decoded or resized
+    assert system.status == "not-applicable"  # nothing is decoded or resized
 
 
 def test_attacks_count_the_background_output() -> None:

@@ -304,8 +304,9 @@ def main() -> None:
         _say(f"seatrial: {error}")
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _say("seatrial: stopped; finished cells stay, and the same command goes on where it was")
         code = 130
+    except SystemExit as ended:  # Typer ends like this on Ctrl-C
+        code = ended.code
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise
@@ -316,6 +317,8 @@ def main() -> None:
         code = bad.exit_code
     except Exception as error:
         code = _usage(error)
+    if code == 130:
+        _say("seatrial: stopped; finished cells stay, and the same command goes on where it was")
     sys.exit(code if isinstance(code, int) else 0)
 
 

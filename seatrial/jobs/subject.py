@@ -16,7 +16,7 @@ from seatrial.data.array_set import ArraySet
 from seatrial.data.draw import limit, split_calibration
 from seatrial.data.files import open_data, open_training_digits
 from seatrial.data.image_set import ImageSet
-from seatrial.data.load import default_pipeline, load_input
+from seatrial.data.load import load_input
 from seatrial.data.screen import screen
 from seatrial.errors import BadInput
 from seatrial.jobs.digit_models import EDGE_PX, MODELS, trained
@@ -90,7 +90,7 @@ def open_subject(
         n_classes=None if n_outputs is None else n_outputs - opened.labels.background,
     )
     labels = _labels(opened, whole, n_outputs)
-    pipeline = opened.pipeline or default_pipeline((EDGE_PX, EDGE_PX))
+    pipeline = opened.picture_pipeline if isinstance(opened, Model) else opened.pipeline
     good, bad = screen(
         whole,
         pipeline,
@@ -118,7 +118,7 @@ def _digit_model(name: str, progress: Callable[[int, int, str], None] | None) ->
         input_size=(EDGE_PX, EDGE_PX),
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
-        resize=0,
+        resize=EDGE_PX,
         crop=(EDGE_PX, EDGE_PX),
     )
     if not isinstance(opened, Model):

@@ -92,7 +92,8 @@ class Nearest(Quantizer):
         if self.ranges.needs_counts:
             watch(graph, calibration, {node: observed.see_counts for node, observed in seen.items()})
             for group in _tied(sites).values():
-                total = np.sum([seen[nodes[site]].counts for site in group], axis=0)
+                counted = [seen[nodes[site]].counts for site in group]
+                total = np.sum([counts for counts in counted if counts is not None], axis=0)
                 for site in group:
                     seen[nodes[site]].counts = total
         for group in _tied(sites).values():

@@ -42,7 +42,7 @@ def site_errors(graph: Graph, recipe: Recipe, batches: Sequence[Inputs]) -> list
             _add(sums[edit.site], attribute(graph.module, str(value.target)), edit.grid)
         else:
             seen.setdefault(value, []).append(lambda x, e=edit: _add(sums[e.site], x, e.grid))
-    watch(graph, batches, {node: lambda x, f=tuple(adders): [add(x) for add in f] for node, adders in seen.items()})
+    watch(graph, batches, {node: _all(adders) for node, adders in seen.items()})
     return [SiteError(edit.site, _bits(edit.grid), _ratio_db(*sums[edit.site])) for edit in recipe.rounds]
 
 
@@ -61,6 +61,14 @@ def blame(graph: Graph, recipe: Recipe, batch: Inputs, *, suspects: int = 8) -> 
             alone = realise(graph, Recipe((grids[error.site],), recipe.signature))
             found.append((error.site, float((GraphPredictor(alone)(batch) - whole).norm() / whole.norm())))
     return sorted(found, key=lambda pair: -pair[1])
+
+
+def _all(adders: Sequence[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:
+    def add(value: Tensor) -> None:
+        for adder in adders:
+            adder(value)
+
+    return add
 
 
 def _bits(grid: Grid) -> int:
