@@ -31,13 +31,13 @@ def correct_biases(graph: Graph, calibration: Sequence[Inputs], rounds: Sequence
         node = named[name]
         if isinstance(grid, Affine) and op_name(node) in ("conv2d", "linear") and _constant_bias(node):
             means[name] = _Mean(keep_positions=op_name(node) == "conv2d")
-            seen.setdefault(node.args[0], []).append(means[name])  # pyright: ignore
+            seen.setdefault(node.args[0], []).append(means[name])  # pyright: ignore[reportArgumentType]
     watch(graph, calibration, {node: _to_all(watchers) for node, watchers in seen.items()})
     edits = []
     for name, mean in means.items():
         node, grid = named[name], grids[name]
-        weight = attribute(graph.module, str(node.args[1].target))  # pyright: ignore
-        error = fake(weight, grid) - weight  # pyright: ignore
+        weight = attribute(graph.module, str(node.args[1].target))  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        error = fake(weight, grid) - weight  # pyright: ignore[reportArgumentType]
         shift = _mean_output(node, mean.value, error)
         bias = node.args[2] if len(node.args) > 2 else None
         old = attribute(graph.module, str(bias.target)) if isinstance(bias, fx.Node) else torch.zeros_like(shift)
@@ -78,5 +78,5 @@ def _mean_output(node: fx.Node, mean_input: Tensor, weight: Tensor) -> Tensor:
     with torch.no_grad():
         if op_name(node) == "linear":
             return torch.nn.functional.linear(mean_input, weight)[0]
-        out = node.target(mean_input, weight, None, *node.args[3:])  # pyright: ignore
+        out = node.target(mean_input, weight, None, *node.args[3:])  # pyright: ignore[reportCallIssue]
         return out.mean((0, 2, 3))

@@ -37,7 +37,7 @@ def equalize_depthwise(graph: Graph, calibration: Sequence[Inputs]) -> list[Migr
         weight = _weight(graph, consumer)
         if weight is not None and weight.shape[1] == 1 and _groups(consumer) == weight.shape[0] > 1:
             pairs.append((node, consumer))
-            peaks[consumer.args[0]] = torch.zeros(weight.shape[0])  # pyright: ignore
+            peaks[consumer.args[0]] = torch.zeros(weight.shape[0])  # pyright: ignore[reportArgumentType]
 
     def see(node: fx.Node, value: Tensor) -> None:
         peaks[node] = torch.maximum(peaks[node], value.abs().amax((0, 2, 3)))
@@ -45,7 +45,7 @@ def equalize_depthwise(graph: Graph, calibration: Sequence[Inputs]) -> list[Migr
     watch(graph, calibration, {node: partial(see, node) for node in peaks})
     edits = []
     for node, consumer in pairs:
-        peak = peaks[consumer.args[0]]  # pyright: ignore
+        peak = peaks[consumer.args[0]]
         scale = torch.where(peak > 0, (peak / peak.max().clamp(min=1e-30)).clamp(min=1 / _LIMIT), torch.ones(()))
         producer, reader = site_of(names[node], "output"), site_of(names[consumer], "output")
         edits.append(Migrate(producer, (reader,), torch.zeros_like(scale), scale))
@@ -105,7 +105,7 @@ def _weight(graph: Graph, node: fx.Node) -> Tensor | None:
 
 
 def _groups(node: fx.Node) -> int:
-    return int(node.args[6]) if op_name(node) == "conv2d" and len(node.args) > 6 else 1  # pyright: ignore
+    return int(node.args[6]) if op_name(node) == "conv2d" and len(node.args) > 6 else 1  # pyright: ignore[reportArgumentType]
 
 
 def _channels_in(node: fx.Node, weight: Tensor) -> int:

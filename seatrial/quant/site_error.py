@@ -12,7 +12,7 @@ from torch import Tensor
 from seatrial.core.graph import Graph, GraphPredictor
 from seatrial.core.predictor import Inputs
 from seatrial.core.realise import realise, source
-from seatrial.core.recipe import Affine, Grid, Recipe, Round
+from seatrial.core.recipe import Affine, Grid, Recipe
 from seatrial.core.sites import Site, attribute, operators
 from seatrial.numerics.observe import watch
 from seatrial.numerics.ranges import fake
