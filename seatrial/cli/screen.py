@@ -45,12 +45,12 @@ def show_trial(result: TrialResult) -> None:
     """Print the table of a trial, its verdict, warnings, and where the files are."""
     rows = summary_rows(result.data)
     families: list[Family] = [name for name in FAMILIES if any(name in row.changes for row in rows)]
-    table = Table(title=str(result.data["model"]["name"]))
+    table = Table(title=str(result.data["model"]["name"]), caption_justify="left")
     metric = rows[0].variant.metric if rows else "value"
     for name in ("variant", "target"):
-        table.add_column(name)
-    for name in ("size MB", "latency ms", "speed-up", metric, *(f"{family} change" for family in families)):
-        table.add_column(name, justify="right")
+        table.add_column(name, no_wrap=True)
+    for name in ("MB", "ms", "speed", metric, *families):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         variant = row.variant
         changes = [_points(row.changes[f].mean if f in row.changes else None) for f in families]
@@ -64,6 +64,7 @@ def show_trial(result: TrialResult) -> None:
             *changes,
         )
     OUT.print(table)
+    OUT.print(Text("ms: median at batch 1. Under noise: mean change in points against clean data.", style="dim"))
     OUT.print(Text(result.verdict()))
     for warning in result.data["warnings"]:
         OUT.print(Text(f"note: {warning}"), soft_wrap=True)
@@ -91,4 +92,4 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
 
 
 def _points(value: float | None) -> str:
-    return "-" if value is None else f"{value * 100:+.1f} pt"
+    return "-" if value is None else f"{value * 100:+.1f}"
