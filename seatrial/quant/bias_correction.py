@@ -1,82 +1,92 @@
-"""Bias correction: take back the mean error that rounded weights put on each output channel."""
+"""Bias correction: take back the mean error that rounding puts on each output channel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from seatrial.core.graph import Graph
 from seatrial.core.predictor import Inputs
-from seatrial.core.recipe import Affine, Replace, Round
-from seatrial.core.sites import Site, attribute, op_name, operators
+from seatrial.core.realise import realise
+from seatrial.core.recipe import Affine, Recipe, Replace, Round
+from seatrial.core.sites import Site, attribute, op_name, operators, signature
+from seatrial.numerics.in_step import peak_bytes, run_in_step
 from seatrial.numerics.observe import watch
-from seatrial.numerics.ranges import fake
+
+MEMORY_BYTES = 2 * 2**30
 
 
-def correct_biases(graph: Graph, calibration: Sequence[Inputs], rounds: Sequence[Round]) -> list[Replace]:
-    """Return new biases b - E[(W_rounded - W) x], one value for each output channel.
+def correct_biases(
+    graph: Graph, calibration: Sequence[Inputs], rounds: Sequence[Round], *, memory_bytes: int = MEMORY_BYTES
+) -> list[Replace]:
+    """Return new biases, one value for each output channel, of convolutions and linear operators with rounded weights.
 
-    E runs over the calibration samples and, for convolutions, over positions: by linearity the operator is applied
-    once to the mean input, padding included. Operators whose bias is not a constant are left alone.
+    In order of execution, an operator's bias takes up the difference of its mean output (over samples and positions)
+    between the float graph and the rounded one, in which all earlier operators are corrected already. So it covers the
+    errors of weights and of activations, clipping included. Operators whose bias is not a constant are left alone.
+    Where the activations of all batches exceed `memory_bytes`, the first batches that fit are used, at least one.
 
-    Source: Nagel et al. 2019, section 4.2, eq. 18, with the expected input taken from data (their section 4.2.1).
+    Source: Nagel et al. 2019, section 4.2 and appendix D (empirical bias correction), here with all batches in step,
+    so that one pass suffices.
     """
     named = operators(graph)
-    grids = {edit.site.operator: edit.grid for edit in rounds if edit.site.port == "weight"}
-    means: dict[str, _Mean] = {}
-    seen: dict[fx.Node, list[_Mean]] = {}
-    for name, grid in grids.items():
-        node = named[name]
-        if isinstance(grid, Affine) and op_name(node) in ("conv2d", "linear") and _constant_bias(node):
-            means[name] = _Mean(keep_positions=op_name(node) == "conv2d")
-            seen.setdefault(node.args[0], []).append(means[name])  # pyright: ignore[reportArgumentType]
-    watch(graph, calibration, {node: _to_all(watchers) for node, watchers in seen.items()})
+    corrected = {
+        edit.site.operator: _Mean()
+        for edit in rounds
+        if edit.site.port == "weight" and isinstance(edit.grid, Affine) and _correctable(named[edit.site.operator])
+    }
+    if not corrected:
+        return []
+    rounded = realise(graph, Recipe(tuple(rounds), signature(graph)))
+    fitting = max(1, memory_bytes // max(1, peak_bytes(rounded, calibration[0])))
+    batches = calibration[:fitting]
+    watch(graph, batches, {named[name]: partial(mean.see, named[name]) for name, mean in corrected.items()})
+    names = {node: name for name, node in operators(rounded).items() if name in corrected}
+    shifts: dict[str, Tensor] = {}
+
+    def correct(node: fx.Node, values: list[Any]) -> list[Any]:
+        name = names.get(node)
+        if name is None:
+            return values
+        found = _Mean()
+        for value in values:
+            found.see(node, value)
+        shift = (corrected[name].value - found.value).to(values[0].dtype)
+        shifts[name] = shift
+        wide = shift.reshape(-1, 1, 1) if op_name(node) == "conv2d" else shift
+        return [value + wide for value in values]
+
+    run_in_step(rounded, batches, correct)
     edits = []
-    for name, mean in means.items():
-        node, grid = named[name], grids[name]
-        weight = attribute(graph.module, str(node.args[1].target))  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-        error = fake(weight, grid) - weight  # pyright: ignore[reportArgumentType]
-        shift = _mean_output(node, mean.value, error)
+    for name, shift in shifts.items():
+        node = named[name]
         bias = node.args[2] if len(node.args) > 2 else None
         old = attribute(graph.module, str(bias.target)) if isinstance(bias, fx.Node) else torch.zeros_like(shift)
-        edits.append(Replace(Site.parse(f"{name}:bias"), (old - shift).detach().clone()))
+        edits.append(Replace(Site.parse(f"{name}:bias"), (old + shift).detach().clone()))
     return edits
 
 
 class _Mean:
-    """The mean of a tensor over samples: [1, channels, height, width] for pictures, [channels] else."""
+    """The mean of an operator's output over samples and positions, one float64 value for each channel."""
 
-    def __init__(self, *, keep_positions: bool) -> None:
-        self.keep_positions, self.total, self.count = keep_positions, torch.zeros(()), 0
+    def __init__(self) -> None:
+        self.total, self.count = torch.zeros(()), 0
 
-    def see(self, value: Tensor) -> None:
-        rows = value.detach() if self.keep_positions else value.detach().flatten(0, -2)
+    def see(self, node: fx.Node, value: Tensor) -> None:
+        rows = value.detach().flatten(2).mean(2) if op_name(node) == "conv2d" else value.detach().flatten(0, -2)
         self.total = self.total + rows.double().sum(0)
-        self.count += rows.shape[0]
+        self.count += len(rows)
 
     @property
     def value(self) -> Tensor:
-        return (self.total / self.count).float()[None]
+        return self.total / self.count
 
 
-def _to_all(watchers: list[_Mean]) -> Callable[[Tensor], None]:
-    def see(value: Tensor) -> None:
-        for watcher in watchers:
-            watcher.see(value)
-
-    return see
-
-
-def _constant_bias(node: fx.Node) -> bool:
+def _correctable(node: fx.Node) -> bool:
     bias = node.args[2] if len(node.args) > 2 else None
-    return bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")
-
-
-def _mean_output(node: fx.Node, mean_input: Tensor, weight: Tensor) -> Tensor:
-    with torch.no_grad():
-        if op_name(node) == "linear":
-            return torch.nn.functional.linear(mean_input, weight)[0]
-        out = node.target(mean_input, weight, None, *node.args[3:])  # pyright: ignore[reportCallIssue]
-        return out.mean((0, 2, 3))
+    constant = bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")
+    return constant and op_name(node) in ("conv2d", "linear")

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from torch import fx
 
 from seatrial.core.graph import Graph
 from seatrial.core.precision import Precision
 from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise, source
-from seatrial.core.recipe import Affine, Edit, FloatType, Migrate, Recipe, Round
-from seatrial.core.sites import Site, attribute, operators, signature
+from seatrial.core.recipe import Affine, Edit, FloatType, Recipe, Round
+from seatrial.core.sites import Site, attribute, op_name, operators, signature
 from seatrial.errors import BadInput
 from seatrial.numerics.observe import watch
-from seatrial.numerics.ranges import MinMax, Observed, Range, grid_for, weight_grid
+from seatrial.numerics.ranges import MeanSquaredError, Observed, Range, grid_for, weight_grid
 from seatrial.quant.bias_correction import correct_biases
 from seatrial.quant.equalization import equalize, equalize_depthwise
 
@@ -26,16 +28,17 @@ from seatrial.quant.equalization import equalize, equalize_depthwise
 class Nearest(Quantizer):
     """Round to nearest: min-max weights, activation ranges by `ranges`, then biases corrected.
 
-    Source: Jacob et al. 2018 (affine grids); Nagel et al. 2019, section 4.2 (bias correction from data).
-    Departures: sites tied by a concatenation share the union of their ranges; channels in front of a depthwise
-    convolution are equalized first, as one range for all of them wastes most codes.
+    Source: Jacob et al. 2018 (affine grids); Choukroun et al. 2019 (ranges); Nagel et al. 2019, section 4 and appendix
+    D (equalization, empirical bias correction).
+    Departures: ranges stop where all readers do (0 to 6 before a ReLU6); sites tied by a concatenation share the
+    union of their ranges; why the default is not min-max: docs/decisions/0005-default-ranges.md.
     """
 
-    ranges: Range = field(default_factory=MinMax)
+    ranges: Range = field(default_factory=MeanSquaredError)
     bias_correction: bool = True
     equalization: Literal["none", "depthwise", "cross-layer"] = "depthwise"
-    """`depthwise`: channels that a depthwise convolution reads share one range (costs nothing); `cross-layer`: that,
-    after the weights of neighboring operators were equalized; `none`: neither."""
+    """`depthwise`: the channels of tensors that a depthwise convolution writes or reads share one range (costs
+    nothing); `cross-layer`: that, after the weights of neighboring operators were equalized; `none`: neither."""
 
     def plan(
         self,
@@ -51,7 +54,7 @@ class Nearest(Quantizer):
         """
         if not calibration:
             raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
-        migrations = self._migrations(graph, calibration)
+        migrations = self._equalized(graph, calibration, precision)
         original, graph = graph, realise(graph, Recipe(tuple(migrations), signature(graph)))
         named = operators(graph)
         rounds: list[Round] = []
@@ -70,19 +73,21 @@ class Nearest(Quantizer):
         edits: list[Edit] = [*migrations, *biases, *rounds]
         return Recipe(tuple(edits), signature(original))
 
-    def _migrations(self, graph: Graph, calibration: Sequence[Inputs]) -> list[Migrate]:
+    def _equalized(
+        self, graph: Graph, calibration: Sequence[Inputs], precision: Mapping[Site, Precision]
+    ) -> list[Edit]:
         if self.equalization == "none":
             return []
         first = equalize(graph) if self.equalization == "cross-layer" else []
         balanced = realise(graph, Recipe(tuple(first), signature(graph)))
-        return [*first, *equalize_depthwise(balanced, calibration)]
+        return [*first, *equalize_depthwise(balanced, calibration, precision)]
 
     def _observe(
         self, graph: Graph, calibration: Sequence[Inputs], sites: Mapping[Site, Precision]
     ) -> dict[Site, Observed]:
         named = operators(graph)
         nodes = {site: source(named[site.operator], site.port) for site in sites}
-        seen = {node: Observed() for node in nodes.values()}
+        seen = {node: Observed(_window(node)) for node in nodes.values()}
         watch(graph, calibration, {node: observed.see_bounds for node, observed in seen.items()})
         for group in _tied(sites).values():
             low = min(seen[nodes[site]].low_high[0] for site in group)
@@ -102,6 +107,23 @@ class Nearest(Quantizer):
             for site in group:
                 seen[nodes[site]].batches = union
         return {site: seen[node] for site, node in nodes.items()}
+
+
+def _window(node: fx.Node) -> tuple[float, float]:
+    """Return the range outside of which no reader of a tensor tells values apart."""
+    limits = [_limits(reader) for reader in node.users if op_name(reader) != "sym_size"]
+    if not limits:
+        return -math.inf, math.inf
+    return min(low for low, _ in limits), max(high for _, high in limits)
+
+
+def _limits(reader: fx.Node) -> tuple[float, float]:
+    kind = op_name(reader)
+    if kind == "hardtanh":
+        given = [float(end) for end in reader.args[1:3]]  # pyright: ignore[reportArgumentType]
+        return given[0] if given else -1.0, given[1] if len(given) > 1 else 1.0
+    known = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0), "hardsigmoid": (-3.0, 3.0), "hardswish": (-3.0, math.inf)}
+    return known.get(kind, (-math.inf, math.inf))
 
 
 def _tied(sites: Mapping[Site, Precision]) -> dict[str, list[Site]]:
