@@ -44,22 +44,26 @@ def run_in_step(graph: Graph, batches: Sequence[Inputs], change: Callable[[fx.No
 
 
 def peak_bytes(graph: Graph, batch: Inputs) -> int:
-    """Return the most bytes of activations alive at once when one batch runs."""
+    """Return the most bytes of activations alive at once when one batch runs, told from its first sample."""
     alive: dict[fx.Node, int] = {}
+    done: set[fx.Node] = set()
     peak = 0
 
     def weigh(node: fx.Node, made: list[Any]) -> list[Any]:
         nonlocal peak
-        order[node] = len(order)
-        for old in [old for old in alive if all(user in order for user in old.users)]:
-            del alive[old]
+        done.add(node)
         alive[node] = sum(value.numel() * value.element_size() for value in made if isinstance(value, Tensor))
         peak = max(peak, sum(alive.values()))
+        for old in [old for old in alive if done.issuperset(old.users)]:
+            del alive[old]
         return made
 
-    order: dict[fx.Node, int] = {}
-    run_in_step(graph, [batch], weigh)
-    return peak
+    rows = tensors_of(graph, batch)
+    if not isinstance(graph.inputs[0].shape[0], str):  # the batch size is fixed
+        run_in_step(graph, [batch], weigh)
+        return peak
+    run_in_step(graph, [{spec.name: row[:1] for spec, row in zip(graph.inputs, rows, strict=True)}], weigh)
+    return peak * len(rows[0])
 
 
 def _call(node: fx.Node, values: dict[fx.Node, list[Any]], row: int) -> Any:

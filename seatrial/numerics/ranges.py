@@ -127,7 +127,7 @@ class Percentile(Range):
 class MeanSquaredError(Range):
     """The range whose grid has the least squared error on the histogram; its ends move towards zero independently.
 
-    Each end in turn tries `steps` factors from 1 to 1/32 in equal ratios, twice.
+    Both ends together, then each in turn, then each again try `steps` factors from 1 to 1/32 in equal ratios.
 
     Source: the OMSE search of Choukroun et al. 2019, on a histogram. Departures: two ends instead of one threshold;
     where bins are wider than a step of the grid, the error inside is that of a uniform density, step^2 / 12.
@@ -145,20 +145,19 @@ class MeanSquaredError(Range):
         centers = torch.from_numpy(((edges[:-1] + edges[1:]) / 2)[seen])
         weights = torch.from_numpy((observed.counts / observed.counts.sum())[seen])
         width = (high - low) / BINS
-        ends = [min(low, 0.0), max(high, 0.0)]
-        whole, best = tuple(ends), _error(ends, centers, weights, width, precision)
-        for _ in range(2):
-            for side in (1, 0):
-                for factor in np.geomspace(1.0, 1 / 32, self.steps) if whole[side] else ():
-                    tried = list(ends)
-                    tried[side] = float(whole[side] * factor)
-                    error = _error(tried, centers, weights, width, precision)
-                    if error < best:
-                        best, ends = error, tried
-        return ends[0], ends[1]
+        whole = ends = min(low, 0.0), max(high, 0.0)
+        best = _error(ends, centers, weights, width, precision)
+        for moved in ((True, True), (False, True), (True, False), (False, True), (True, False)):
+            for factor in np.geomspace(1.0, 1 / 32, self.steps):
+                first, last = (float(factor * end) for end in whole)
+                tried = first if moved[0] else ends[0], last if moved[1] else ends[1]
+                error = _error(tried, centers, weights, width, precision)
+                if error < best:
+                    best, ends = error, tried
+        return ends
 
 
-def _error(ends: list[float], centers: Tensor, weights: Tensor, width: float, precision: Precision) -> float:
+def _error(ends: tuple[float, float], centers: Tensor, weights: Tensor, width: float, precision: Precision) -> float:
     """Return the mean squared error of the grid for a range on a histogram with bins of `width`."""
     grid = grid_for(ends[0], ends[1], precision)
     scale = float(grid.scale)
@@ -217,6 +216,7 @@ def weight_grid(weight: Tensor, precision: Precision) -> Affine:
     else:
         scale = (high - low) / (top - bottom)
         zero = (bottom - low / scale.clamp(min=1e-38)).round().clamp(bottom, top).long()
+        zero = torch.where(high > low, zero, torch.zeros_like(zero))
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, torch.ones_like(scale), scale)
     return Affine(precision.bits, True, scale, zero, precision.axis, precision.narrow)
 

@@ -94,16 +94,16 @@ def _wanted(
 
 def _scale(graph: Graph, group: ChannelGroup, peaks: Sequence[Tensor]) -> Tensor:
     """Return the float64 scale of each channel of a group; the largest is 1."""
-    alive = torch.stack([peak > 0 for peak in peaks]).any(0)
-    relative = [(peak / peak.max().clamp(min=1e-30)).clamp(min=1 / _LIMIT) for peak in peaks]
-    scale = torch.stack(relative).log().mean(0).exp()
+    alive = torch.stack([peak > 0 for peak in peaks])
+    relative = torch.stack([(peak / peak.max().clamp(min=1e-30)).clamp(min=1 / _LIMIT) for peak in peaks])
+    scale = ((relative.log() * alive).sum(0) / alive.sum(0).clamp(min=1)).exp()
     weights = [_range_by_input(graph, node) for node in group.consumers if not reads_one_channel(graph, node)]
     if weights:
         widest = torch.stack(weights).amax(0).double()
         widest = (widest / widest.max().clamp(min=1e-30)).clamp(min=1 / _LIMIT)
         scale = scale**_TRADE / widest ** (1 - _TRADE)
-    scale = torch.where(alive, scale, scale.max())
-    return (scale / scale.max()).clamp(min=1 / _LIMIT)
+    scale = (scale / scale.max()).clamp(min=1 / _LIMIT)
+    return torch.where(alive.any(0), scale, torch.ones_like(scale))
 
 
 class _Parameters:
