@@ -5,13 +5,11 @@ the outputs over one fresh batch:
 
 - "quantized": the simulation against the float graph.
 - each runtime: what it answers against the simulation of what it was given, and in parentheses the simulation against
-  itself with round-off of 6e-8 on every product. A value on the border of two codes falls on the other side when
-  somebody adds in another order; each such flip causes others behind it, and random networks damp nothing, so a few
-  percent are expected of deep networks.
+  itself with round-off of 6e-8 on every product, the largest of four draws. A value on the border of two codes falls on
+  the other side when somebody adds in another order; each such flip causes others behind it, and random networks damp
+  nothing, so a few percent are expected of deep networks.
 
-A figure well above its parentheses means that the runtime does something else than round-off. OpenVINO, for one, skips
-the round on a convolution whose output a residual sum reads: a quarter of the codes behind blocks.0.0 of
-MobileNetV3-Large are off by one, and next to none when the simulation leaves that round out too.
+A figure well above its parentheses means that the runtime does something else than round-off.
 
     .venv/bin/python benchmarks/architectures.py [NAME ...] [--threads N]
 """
@@ -38,6 +36,7 @@ from seatrial.core.target import Target
 from seatrial.deploy.onnxruntime import OnnxRuntime
 from seatrial.deploy.openvino import OpenVino
 from seatrial.numerics.batch_norm import fold_batch_norm
+from seatrial.quant.as_run import as_run
 from seatrial.quant.nearest import Nearest
 from seatrial.quant.placement import place
 
@@ -175,9 +174,9 @@ def run(graph: Graph, inputs: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def jittered(graph: Graph, inputs: Batch) -> Tensor:
+def jittered(graph: Graph, inputs: Batch, seed: int) -> Tensor:
     """Return the graph's answer under round-off noise."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     return real(Jittered(graph.module).run(*tensors(graph, inputs)), inputs)
 
 
@@ -210,13 +209,13 @@ def measure(name: str, targets: list[Target], folder: Path, threads: int) -> Row
     for target in targets:
         precision = place(graph, target.placement, Bits(8, 8))
         recipe = Nearest().plan(graph, calibration, precision, rng=generator(0, name))
-        simulation = realise(graph, recipe)
+        simulation = realise(graph, as_run(graph, recipe, target.placement))
         simulated = run(simulation, fresh)
         artefact = target.compile(simulation, folder / name / target.name, bits="w8a8")
         predictor = target.open(artefact, threads=threads)
         deployed.append(relative(real(predictor(fresh), fresh), simulated))
         predictor.close()
-        flips.append(relative(jittered(simulation, fresh), simulated))
+        flips.append(max(relative(jittered(simulation, fresh, seed), simulated) for seed in range(4)))
         sites, quantized = max(sites, len(recipe.rounds)), max(quantized, relative(simulated, plain))
     return Row(name, capture_s, sites, folded, quantized, tuple(deployed), tuple(flips))
 

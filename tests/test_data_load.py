@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -101,6 +102,16 @@ def test_without_a_resize_the_center_is_cut_out() -> None:
     pixels = _picture(9, 12)
     found = load(Pipeline((5, 6)), _sample(pixels)).pixels
     np.testing.assert_array_equal(found, pixels[2:7, 3:9])
+
+
+@pytest.mark.parametrize(("margin", "top", "left"), [("even", 2, 4), ("down", 1, 3)])
+def test_an_odd_margin_is_halved_as_the_pipeline_says(margin: Literal["even", "down"], top: int, left: int) -> None:
+    pixels = _picture(8, 12)  # 3 and 7 are left over
+    found = load(Pipeline((5, 5), odd_margin=margin), _sample(pixels)).pixels
+    np.testing.assert_array_equal(found, pixels[top : top + 5, left : left + 5])
+    if margin == "down":
+        oracle = pytest.importorskip("transformers.image_transforms").center_crop(pixels, (5, 5))
+        np.testing.assert_array_equal(found, oracle)
 
 
 @settings(max_examples=60, deadline=None)

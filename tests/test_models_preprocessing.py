@@ -85,7 +85,8 @@ def test_the_user_has_the_last_word() -> None:
     for user in bad:
         with pytest.raises(BadInput):
             overridden(base, user)
-    for config in ({"crop": "x"}, {"resize": [1, 2, 3]}, {"std": [0, 1, 1]}, {"mean": "grey"}, {"interpolation": "x"}):
+    unknown = {"interpolation": "x"}, {"odd_margin": "up"}
+    for config in ({"crop": "x"}, {"resize": [1, 2, 3]}, {"std": [0, 1, 1]}, {"mean": "grey"}, *unknown):
         with pytest.raises(BadInput):
             of_json(config, (32, 32), "a.json")
 

@@ -25,10 +25,13 @@ class Resize:
 class Pipeline:
     """Decoder, resize and centre crop of an image model; `crop_px` is (height, width), normally the network's input.
 
+    `odd_margin` is where the crop starts when an odd number of pixels is left over: half of it rounded to even, as
+    torchvision and timm do, or rounded down, as transformers and most other code does.
     `assumed` says that the model brought no configuration and the defaults of seatrial were used.
     """
 
     crop_px: tuple[int, int]
     resize: Resize | None = None
     decoder: Decoder = "pillow"
+    odd_margin: Literal["even", "down"] = "even"
     assumed: bool = False

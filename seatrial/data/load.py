@@ -18,9 +18,10 @@ def load(pipeline: Pipeline, sample: Sample) -> Picture:
     """Return the picture of `sample` at network size: decoded, resized, cropped around its center.
 
     Equal to torchvision's `Resize(short side)` and `CenterCrop` on a Pillow image, bit for bit: the long side is
-    rounded down, the crop's offset is rounded half to even, and a picture that its resize left smaller than the crop
-    is padded with black. A picture that is not resized (no `Resize`, or `skip_up_to`) and does not cover the crop is
-    enlarged until it does. An `array` sample, already at network size, is rounded to 8 bits.
+    rounded down, the crop's offset is rounded half to even (down where the pipeline says so), and a picture that its
+    resize left smaller than the crop is padded with black. A picture that is not resized (no `Resize`, or
+    `skip_up_to`) and does not cover the crop is enlarged until it does. An `array` sample, already at network size, is
+    rounded to 8 bits.
     Raises BadSample where the file cannot be decoded, where a long thin picture would be resized to more than 100
     megapixels, and where an array has not the network's size.
     """
@@ -37,7 +38,7 @@ def load(pipeline: Pipeline, sample: Sample) -> Picture:
         raise BadSample(f"{source_px[1]}x{source_px[0]} pixels would be resized to {size_px[1]}x{size_px[0]}")
     how = pipeline.resize or Resize()
     pixels = resize(pixels, size_px, how.library, how.interpolation)
-    return Picture(_center_crop(pixels, pipeline.crop_px), source_px)
+    return Picture(_center_crop(pixels, pipeline), source_px)
 
 
 def to_input(picture: Picture) -> Float[Tensor, "3 height width"]:
@@ -90,13 +91,14 @@ def _covering(source_px: tuple[int, int], crop_px: tuple[int, int]) -> tuple[int
 
 
 def _center_crop(
-    pixels: UInt8[np.ndarray, "height width 3"], crop_px: tuple[int, int]
+    pixels: UInt8[np.ndarray, "height width 3"], pipeline: Pipeline
 ) -> UInt8[np.ndarray, "crop_height crop_width 3"]:
+    crop_px, halved = pipeline.crop_px, round if pipeline.odd_margin == "even" else int
     missing = [max(0, crop - side) for crop, side in zip(crop_px, pixels.shape)]
     if any(missing):
         rows, columns = ((lack // 2, (lack + 1) // 2) for lack in missing)
         pixels = np.pad(pixels, (rows, columns, (0, 0)))
-    top, left = (round((side - crop) / 2) for side, crop in zip(pixels.shape, crop_px))
+    top, left = (halved((side - crop) / 2) for side, crop in zip(pixels.shape, crop_px))
     return np.ascontiguousarray(pixels[top : top + crop_px[0], left : left + crop_px[1]])
 
 

@@ -29,7 +29,13 @@ _UNASKED = "WeightBiasQuantization"
 
 
 def _rules() -> PlacementRules:
-    return PlacementRules("onnxruntime", "unsigned", operator_outputs=True, weight_bits_cap=weight_bits_cap())
+    return PlacementRules(
+        "onnxruntime",
+        "unsigned",
+        operator_outputs=True,
+        integer_biases=True,
+        weight_bits_cap=weight_bits_cap(),
+    )
 
 
 @dataclass(frozen=True)

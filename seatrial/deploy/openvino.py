@@ -36,6 +36,7 @@ def _rules() -> PlacementRules:
         attention_products="all",
         linear_sign="unsigned",
         products_around_zero=True,
+        rounds_before_sums=False,
         weight_bits_cap=weight_bits_cap(),
     )
 

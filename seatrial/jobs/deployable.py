@@ -29,7 +29,8 @@ for path in sys.argv[1:]:
         scale = config["resize"] / min(picture.size)
         size = [config["resize"] if side == min(picture.size) else int(side * scale) for side in picture.size]
         picture = picture.resize(size, Image.Resampling[config["interpolation"].upper()])
-    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+    half = round if config["odd_margin"] == "even" else int
+    left, top = half((picture.width - width) / 2), half((picture.height - height) / 2)
     pixels = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32) / 255
     scores = {run}[0]
     best = int(scores.argmax()) - config["background"]
@@ -63,6 +64,7 @@ def write_deployable(
         "interpolation": resize.interpolation if resize is not None else "bilinear",
         "skip_up_to": resize.skip_up_to if resize is not None else None,
         "crop": pipeline.crop_px[0],
+        "odd_margin": pipeline.odd_margin,
         "mean": [0.0, 0.0, 0.0],
         "std": [1.0, 1.0, 1.0],
         "background": labels.background,

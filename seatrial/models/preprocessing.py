@@ -130,13 +130,14 @@ def of_transformers(config: Mapping[str, Any]) -> Preprocessing:
         mean, std = (_three(config.get(key), default) for key, default in (("image_mean", 0.0), ("image_std", 1.0)))
     if abs(factor - 1) > 1e-6:
         mean, std = tuple(value / factor for value in mean), tuple(value / factor for value in std)
-    return Preprocessing(Pipeline(crop_px=crop_px, resize=resize), mean, std, tuple(notes))
+    return Preprocessing(Pipeline(crop_px=crop_px, resize=resize, odd_margin="down"), mean, std, tuple(notes))
 
 
 def of_json(config: Mapping[str, Any], size_px: tuple[int, int], source: str) -> Preprocessing:
     """Return what the `FILE.json` beside a file says: keys `resize`, `interpolation`, `crop`, `mean`, `std`.
 
     `resize` is a short side or [height, width]; null means none, and a null `crop` is the network's input.
+    `odd_margin` ("down" where it is not given) is that of `Pipeline`.
     Pictures that are hardly larger than the crop are not resized again. Raises BadInput for other values.
     """
     notes = []
@@ -160,7 +161,10 @@ def of_json(config: Mapping[str, Any], size_px: tuple[int, int], source: str) ->
         notes.append(f"normalization assumed: none, as {source} has no mean and std")
     else:
         mean, std = (_numbers(config.get(key), key, source, default) for key, default in (("mean", 0.0), ("std", 1.0)))
-    return Preprocessing(Pipeline(crop_px=crop, resize=resize), mean, std, tuple(notes))
+    odd = config.get("odd_margin", "down")
+    if odd not in ("even", "down"):
+        raise BadInput(f"odd_margin {odd!r} in {source}", "'even' or 'down'", "correct it")
+    return Preprocessing(Pipeline(crop_px=crop, resize=resize, odd_margin=odd), mean, std, tuple(notes))
 
 
 def overridden(preprocessing: Preprocessing, user: Overrides) -> Preprocessing:

@@ -123,11 +123,15 @@ class Percentile(Range):
         return float(edges[first]), float(edges[min(last + 1, BINS)])
 
 
+_WIDER = (1.004, 1.008, 1.016)
+
+
 @dataclass(frozen=True)
 class MeanSquaredError(Range):
     """The range whose grid has the least squared error on the histogram; its ends move towards zero independently.
 
-    Both ends together, then each in turn, then each again try `steps` factors from 1 to 1/32 in equal ratios.
+    Both ends together, then each in turn, then each again try `steps` factors from 1 to 1/32 in equal ratios, and a few
+    above 1: pictures normalized to -1 to 1 all lie halfway between two codes of the grid that just holds them.
 
     Source: the OMSE search of Choukroun et al. 2019, on a histogram. Departures: two ends instead of one threshold;
     where bins are wider than a step of the grid, the error inside is that of a uniform density, step^2 / 12.
@@ -148,7 +152,7 @@ class MeanSquaredError(Range):
         whole = ends = min(low, 0.0), max(high, 0.0)
         best = _error(ends, centers, weights, width, precision)
         for moved in ((True, True), (False, True), (True, False), (False, True), (True, False)):
-            for factor in np.geomspace(1.0, 1 / 32, self.steps):
+            for factor in (*np.geomspace(1.0, 1 / 32, self.steps), *_WIDER):
                 first, last = (float(factor * end) for end in whole)
                 tried = first if moved[0] else ends[0], last if moved[1] else ends[1]
                 error = _error(tried, centers, weights, width, precision)

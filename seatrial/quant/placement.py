@@ -21,7 +21,7 @@ ACTIVATIONS = {
     *("sigmoid", "silu", "gelu", "mish", "tanh"),
 }
 _MOVES = {"view", "reshape", "_unsafe_view", "transpose", "permute", "contiguous", "clone", "squeeze", "unsqueeze"}
-_CARRIES = {"max_pool2d", "flatten", "slice", "pad", "constant_pad_nd", "upsample_nearest2d", *_MOVES}
+CARRIES = {"max_pool2d", "flatten", "slice", "pad", "constant_pad_nd", "upsample_nearest2d", *_MOVES}
 """Operators that pass values on unchanged: a round before them holds behind them too."""
 _POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d"}
 _PRODUCTS = {"matmul", "bmm"}
@@ -168,7 +168,7 @@ def _before_softmax(node: fx.Node) -> bool:
 
 def _origin(node: fx.Node) -> fx.Node:
     """Return the operator that computed a value, behind activations and operators that carry values on."""
-    while op_name(node) in _CARRIES | ACTIVATIONS | {"cat", "batch_norm"}:
+    while op_name(node) in CARRIES | ACTIVATIONS | {"cat", "batch_norm"}:
         read = _activations_read(node)
         if not read:
             return node
@@ -195,7 +195,7 @@ def _carries(node: fx.Node) -> bool:
     """Tell whether the values of `node` are those of what it reads, and as many of them."""
     if op_name(node) == "cat":
         return _rank(node) == 4
-    return op_name(node) in _CARRIES and not _pads_nonzero(node)
+    return op_name(node) in CARRIES and not _pads_nonzero(node)
 
 
 def _pads_nonzero(node: fx.Node) -> bool:
