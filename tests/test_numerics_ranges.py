@@ -177,6 +177,30 @@ def test_the_least_squared_error_is_near_that_of_brute_force(bits: int, shape: s
     assert found <= squared_error(x, grid_for(low, high, precision)) * 1.001
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    ends=st.tuples(FINITE, FINITE),
+    ranges=st.sampled_from([MinMax(), MovingAverage(), Percentile(), MeanSquaredError(steps=8)]),
+    precision=PRECISIONS,
+)
+def test_the_ends_of_a_range_are_ordered(ends: tuple[float, float], ranges: Range, precision: Precision) -> None:
+    low, high = sorted(ends)
+    if precision.signed is False and precision.symmetric:
+        low, high = abs(low), abs(low) + abs(high)
+    seen = observed(torch.linspace(low, high, 50), torch.tensor([low, high]))
+    first, last = ranges.choose(seen, precision)
+    assert first <= last
+
+
+def test_pictures_normalized_to_one_do_not_stand_between_two_codes() -> None:
+    x = torch.arange(256).repeat(4) / 127.5 - 1
+    precision = Precision(8, signed=False)
+    found = fake(x, grid_for(*MeanSquaredError().choose(observed(x), precision), precision))
+    whole = fake(x, grid_for(-1.0, 1.0, precision))
+    assert float((found - x).square().mean()) < 0.5 * float((whole - x).square().mean())
+    assert len(found.unique()) >= 254
+
+
 def test_the_window_of_the_readers_bounds_what_was_seen() -> None:
     x = values(4) * 20
     seen, clamped = observed(x, window=(0.0, 6.0)), observed(x.clamp(0, 6))

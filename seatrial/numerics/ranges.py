@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seatrial.core.precision import Precision
+from seatrial.core.qdq import qdq
 from seatrial.core.recipe import Affine
 from seatrial.errors import BadInput
 
@@ -70,7 +71,10 @@ def _thinned(value: Tensor) -> Tensor:
 
 
 class Range(ABC):
-    """Chooses the range of a static grid from what was observed. Law: the range holds zero and is not empty."""
+    """Chooses the range of a static grid from what was observed; `grid_for` widens it to hold zero.
+
+    Law: the lower end is not above the upper one.
+    """
 
     needs_counts: bool = False
 
@@ -228,4 +232,4 @@ def weight_grid(weight: Tensor, precision: Precision) -> Affine:
 def fake(x: Tensor, grid: Affine) -> Tensor:
     """Return `x` on `grid`, in the floating type of `x`."""
     axis = -1 if grid.axis is None else grid.axis
-    return torch.ops.seatrial.qdq(x, grid.scale.to(x.dtype), grid.zero_point, *grid.codes, axis)
+    return qdq(x, grid.scale.to(x.dtype), grid.zero_point, *grid.codes, axis)
