@@ -111,6 +111,9 @@ QUICK_QUERIES = 300
 FULL_QUERIES = 5000
 
 
+NOISE_FAMILIES = ("attack", "corruption", "system")
+
+
 def entries(family: str) -> dict[str, Entry]:
     """Return the methods of one family by name."""
     return {entry.name: entry for entry in ENTRIES if entry.family == family}
@@ -154,7 +157,7 @@ def noise_plan(noise: str | Iterable[str], *, gradients: bool) -> tuple[tuple[No
 
 
 def _preset(name: str, *, gradients: bool) -> Iterable[tuple[NoiseSpec, NoiseMaker]]:
-    for family in ("attack", "corruption", "system"):
+    for family in NOISE_FAMILIES:
         for entry in entries(family).values():
             chosen = entry.choices if name == "full" else entry.quick
             if entry.name == "square" and name == "quick" and not gradients:
@@ -167,7 +170,7 @@ def _preset(name: str, *, gradients: bool) -> Iterable[tuple[NoiseSpec, NoiseMak
 def parse_noise(text: str) -> tuple[NoiseSpec, NoiseMaker]:
     """Read one noise, such as `pgd:linf:2/255`, `gaussian_noise:3` or `resize:opencv-bilinear`."""
     name, *parts = text.strip().split(":")
-    known = {entry.name: entry for entry in ENTRIES if entry.family in ("attack", "corruption", "system")}
+    known = {entry.name: entry for entry in ENTRIES if entry.family in NOISE_FAMILIES}
     if name not in known:
         raise unknown_name("noise", name, known)
     entry = known[name]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seatrial.errors import BadInput
-from seatrial.metrics.limits import MOST_CHARACTERS, evaluate_limit, limit_values
+from seatrial.metrics.limits import MOST_CHARACTERS, check_limit, evaluate_limit, limit_values
 
 VALUES = {
     "float": {"top1": 0.58, "latency_ms": 3.2, "agreement": None},
@@ -144,6 +144,17 @@ def test_deep_nesting_ends_without_a_crash(text: str) -> None:
 def test_anything_else_is_refused(expression: str) -> None:
     with pytest.raises(BadInput):
         evaluate_limit(expression, VALUES)
+    with pytest.raises(BadInput):
+        check_limit(expression, ())
+
+
+def test_a_limit_is_checked_before_there_are_figures() -> None:
+    noises = ("system", "pgd", "gaussian_noise")
+    check_limit("w8a8.top1 < float.top1 - 1% or any@torch.gaussian_noise_worst < 0.1 * (w4a8.pgd - w8a8.pgd)", noises)
+    with pytest.raises(BadInput, match=r"unknown metric 'top'.*did you mean 'top1'"):
+        check_limit("w8a8.top < 1", noises)
+    with pytest.raises(BadInput, match="unknown metric 'fgsm'"):
+        check_limit("w8a8.fgsm < 1", noises)
 
 
 @pytest.mark.parametrize(

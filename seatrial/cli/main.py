@@ -73,8 +73,11 @@ def trial(
     Example: seatrial trial timm:resnet18 --weights resnet18.safetensors --data pictures/ --limit 1000
     """
     from seatrial.cli.screen import progress_bar, show_trial, write_json
-    from seatrial.jobs.trial import limit_holds
+    from seatrial.jobs.trial import check_limits, limit_holds
     from seatrial.jobs.trial import trial as run
+
+    if fail_if is not None:
+        check_limits(fail_if)
 
     settings = o.settings_of(
         target=target, method=method, bits=bits, ranges=ranges, bias_correction=bias_correction,

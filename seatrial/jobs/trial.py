@@ -15,6 +15,7 @@ from torch import nn
 from seatrial.bench.plan import Plan
 from seatrial.bench.store import Store
 from seatrial.bench.sweep import sweep
+from seatrial.catalogue import NOISE_FAMILIES, entries
 from seatrial.core.cell import digest, question
 from seatrial.core.graph import Graph
 from seatrial.core.target import Latency, Timing
@@ -41,7 +42,7 @@ from seatrial.jobs.variants import (
     time_variants,
     usable_target,
 )
-from seatrial.metrics.limits import evaluate_limit, limit_values
+from seatrial.metrics.limits import check_limit, evaluate_limit, limit_values
 from seatrial.models.artefact import ArtefactModel
 from seatrial.models.opened import Model
 from seatrial.numerics.batch_norm import fold_batch_norm
@@ -143,6 +144,12 @@ def trial(
 def limit_holds(result: TrialResult, expression: str) -> bool:
     """Return whether a limit such as `w8a8.top1 < float.top1 - 0.01` is true of a result."""
     return evaluate_limit(expression, limit_values(result.data))
+
+
+def check_limits(expression: str) -> None:
+    """Raise BadInput for a limit that no trial could answer: its grammar, or a figure that there is not."""
+    noises = [entry for family in NOISE_FAMILIES for entry in (family, *entries(family))]
+    check_limit(expression, noises)
 
 
 def _slug(name: str) -> str:

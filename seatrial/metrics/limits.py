@@ -6,7 +6,7 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from seatrial.errors import BadInput, unknown_name
@@ -15,6 +15,8 @@ Values = Mapping[str, Mapping[str, float | None]]
 """Figures by variant (`w8a8`, `w8a8@openvino`) and metric (`top1`, `latency_ms`)."""
 
 MOST_CHARACTERS = 1000
+_PLAIN = ("value", "top1", "agreement", "agreement_simulated", "size_bytes")
+_METRICS = (*_PLAIN, "latency_ms", "latency_ms_p10", "latency_ms_p90")
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -59,6 +61,28 @@ def evaluate_limit(expression: str, values: Values) -> bool:
         raise _refused(expression, "numbers of a usual size", "write smaller numbers") from error
 
 
+def check_limit(expression: str, noises: Iterable[str]) -> None:
+    """Refuse a condition that no trial could answer, before one is run.
+
+    `noises` are the families and names that may be named. Variants are known only afterwards. Raises BadInput as
+    `evaluate_limit` does.
+    """
+    groups = [noise.replace("-", "_") for noise in noises]
+    metrics = [*_METRICS, *groups, *(f"{group}_worst" for group in groups)]
+    names, _ = _translated(expression)
+    for name in names:
+        metric = name.rpartition(".")[2]
+        if metric not in metrics:
+            raise unknown_name("metric", metric, metrics)
+    # Any figures do for the grammar, and different ones divide.
+    made_up = {name: 1.0 + math.sqrt(i + 2) for i, name in enumerate(names)}
+    values: dict[str, dict[str, float | None]] = {}
+    for name, figure in made_up.items():
+        variant, _, metric = name.rpartition(".")
+        values.setdefault(variant, {})[metric] = figure
+    evaluate_limit(expression, values)
+
+
 def limit_values(result: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """Return the figures of a trial (its JSON) that a limit may name, by variant and metric.
 
@@ -71,7 +95,7 @@ def limit_values(result: Mapping[str, Any]) -> dict[str, dict[str, float | None]
     homes: dict[str, list[str]] = {}
     for variant in result.get("variants") or ():
         latency = variant.get("latency_ms") or {}
-        figures = {key: variant.get(key) for key in ("value", "top1", "agreement", "agreement_simulated", "size_bytes")}
+        figures = {key: variant.get(key) for key in _PLAIN}
         figures |= {"latency_ms": latency.get("median")}
         figures |= {f"latency_ms_{key}": latency.get(key) for key in ("p10", "p90")}
         figures |= _noise_figures(variant.get("noise") or ())
@@ -170,5 +194,8 @@ def _number(node: ast.expr, figures: Mapping[str, float], expression: str) -> fl
         case ast.UnaryOp(op=ast.UAdd(), operand=part):
             return _number(part, figures, expression)
         case ast.BinOp(left=left, op=kind, right=right) if type(kind) in _ARITHMETIC:
-            return _ARITHMETIC[type(kind)](_number(left, figures, expression), _number(right, figures, expression))
+            value = _ARITHMETIC[type(kind)](_number(left, figures, expression), _number(right, figures, expression))
+            if not math.isfinite(value):
+                raise OverflowError
+            return value
     raise _refused(expression, _WANTED, "compare numbers only; put conditions beside each other with and, or")
