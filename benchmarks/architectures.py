@@ -36,7 +36,6 @@ from seatrial.core.target import Target
 from seatrial.deploy.onnxruntime import OnnxRuntime
 from seatrial.deploy.openvino import OpenVino
 from seatrial.numerics.batch_norm import fold_batch_norm
-from seatrial.quant.as_run import as_run
 from seatrial.quant.nearest import Nearest
 from seatrial.quant.placement import place
 
@@ -209,9 +208,10 @@ def measure(name: str, targets: list[Target], folder: Path, threads: int) -> Row
     for target in targets:
         precision = place(graph, target.placement, Bits(8, 8))
         recipe = Nearest().plan(graph, calibration, precision, rng=generator(0, name))
-        simulation = realise(graph, as_run(graph, recipe, target.placement))
+        rounded = realise(graph, recipe)
+        simulation = target.simulated(rounded)
         simulated = run(simulation, fresh)
-        artefact = target.compile(simulation, folder / name / target.name, bits="w8a8")
+        artefact = target.compile(rounded, folder / name / target.name, bits="w8a8")
         predictor = target.open(artefact, threads=threads)
         deployed.append(relative(real(predictor(fresh), fresh), simulated))
         predictor.close()

@@ -41,7 +41,6 @@ from seatrial.deploy.openvino import OpenVino
 from seatrial.deploy.stopwatch import ChildProcess, Subject
 from seatrial.models.program import open_program
 from seatrial.numerics.batch_norm import fold_batch_norm
-from seatrial.quant.as_run import as_run
 from seatrial.quant.nearest import Nearest
 from seatrial.quant.placement import place
 
@@ -116,7 +115,7 @@ def ours(graph: Graph, target: Target, inputs: Tensor, path: Path) -> Artefact:
     folded = fold_batch_norm(graph)
     precision = place(folded, target.placement, Bits(8, 8))
     recipe = Nearest().plan(folded, list(inputs.split(8)), precision, rng=generator(0, "nearest"))
-    return target.compile(realise(folded, as_run(folded, recipe, target.placement)), path, bits="w8a8")
+    return target.compile(realise(folded, recipe), path, bits="w8a8")
 
 
 def nncf_of(source: nn.Module | str, inputs: Tensor, path: Path, *, transformer: bool) -> Artefact:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from seatrial.core.qdq import narrow_float, qdq, within
+from seatrial.core.qdq import narrow_float, qdq
 
 CODES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
 ZERO = torch.tensor(0)
@@ -143,22 +143,6 @@ def test_narrow_inputs_are_rounded_in_float32(kind: torch.dtype) -> None:
     assert torch.equal(found, qdq(x.float(), scale, zero, 0, 65535, -1).to(kind))
 
 
-@pytest.mark.parametrize("axis", [-1, 1])
-def test_within_keeps_fractions_and_cuts_where_the_codes_end(axis: int) -> None:
-    x = (torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)) * 3).requires_grad_()
-    scale = torch.tensor([0.1, 0.2, 0.4]) if axis == 1 else torch.tensor(0.2)
-    zero = torch.tensor([0, 3, -2]) if axis == 1 else torch.tensor(3)
-    found = within(x, scale, zero, -8, 7, axis)
-    shape = (1, 3, 1) if axis == 1 else ()
-    low, high = ((code - zero.numpy()).reshape(shape) * scale.numpy().reshape(shape) for code in (-8, 7))
-    np.testing.assert_allclose(found.detach().numpy(), np.clip(x.detach().numpy(), low, high), rtol=1e-6)
-    rounded = qdq(x.detach(), scale, zero, -8, 7, axis)
-    assert bool(((found - rounded).abs() <= scale.reshape(shape) * 0.5001).all())
-    found.sum().backward()
-    assert x.grad is not None
-    np.testing.assert_array_equal(x.grad.numpy(), (x.detach().numpy() >= low) & (x.detach().numpy() <= high))
-
-
 @pytest.mark.parametrize(("kind", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_narrow_float_is_a_cast_with_a_straight_gradient(kind: str, dtype: torch.dtype) -> None:
     x = torch.randn(20, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -185,5 +169,4 @@ def test_opcheck(index: int) -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for arguments in (per_tensor, per_channel):
         torch.library.opcheck(torch.ops.seatrial.qdq.default, arguments, test_utils=checks)
-        torch.library.opcheck(torch.ops.seatrial.within.default, arguments, test_utils=checks)
     torch.library.opcheck(torch.ops.seatrial.narrow_float.default, (x, "bf16"), test_utils=checks)

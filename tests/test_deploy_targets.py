@@ -54,7 +54,7 @@ def graphs() -> dict[str, Graph]:
     plain = float_graph()
     return {
         "float32": plain,
-        "w8a8": quantized(plain, PICTURES),
+        "w8a8": quantized(plain, PICTURES, weights=weight_bits_cap()),
         "w4a4": quantized(plain, PICTURES, weights=4, activations=4),
     }
 
@@ -138,7 +138,7 @@ def test_openvino_fuses_every_convolution(compiled: dict[tuple[str, str], Artefa
 
 
 def test_onnxruntime_rounds_no_weight_by_itself(tmp_path: Path) -> None:
-    mixed = quantized(float_graph(), PICTURES, float_weights=("second",))
+    mixed = quantized(float_graph(), PICTURES, weights=weight_bits_cap(), float_weights=("second",))
     runtime = target("onnxruntime")
     artefact = runtime.compile(mixed, tmp_path / "mixed", bits="w8a8")
     assert artefact.settings["disabled_optimizers"] == "WeightBiasQuantization"

@@ -30,9 +30,5 @@ class PlacementRules:
     products_around_zero: bool = False
     """Inputs of activation-by-activation products get zero point 0, signed or not by range: with another zero point
     the product runs in float."""
-    integer_biases: bool = False
-    """Kernels add biases as int32, on the grid of the products."""
-    rounds_before_sums: bool = True
-    """False: a convolution fused with the residual sum that alone reads it is cut to its range and not rounded."""
     weight_bits_cap: int = 8
     """7 where 8-bit kernels saturate (x86 without VNNI)."""

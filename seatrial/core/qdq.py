@@ -1,4 +1,4 @@
-"""Our custom operators: values on a grid, within its range, or in a narrow float type, with gradients."""
+"""Our custom operators: values on a grid or in a narrow float type, with gradients."""
 
 from __future__ import annotations
 
@@ -67,30 +67,6 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 qdq.register_autograd(_backward, setup_context=_remember)
-
-
-@torch.library.custom_op("seatrial::within", mutates_args=())
-def within(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int) -> Tensor:
-    """Keep `x` within the range of the affine grid without rounding: what a runtime does that adds before it rounds.
-
-    Arguments as in `qdq`. The gradient passes through where nothing was cut off.
-    """
-    wide = _wide(x)
-    step, zero = _shaped(scale, x, axis).to(wide), _shaped(zero_point, x, axis).to(wide)
-    return x.to(wide, copy=True).clamp_((low - zero) * step, (high - zero) * step).to(x.dtype)
-
-
-within.register_fake(lambda x, scale, zero_point, low, high, axis: torch.empty_like(x))
-
-
-def _passed_within(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    x, scale, zero_point = ctx.saved_tensors
-    ratio, _, zero = _ratio_and_zero(x, scale, zero_point, ctx.axis)
-    inside = (ratio + zero >= ctx.low) & (ratio + zero <= ctx.high)
-    return gradient * inside, None, None, None, None, None
-
-
-within.register_autograd(_passed_within, setup_context=_remember)
 
 
 @torch.library.custom_op("seatrial::narrow_float", mutates_args=())

@@ -89,8 +89,8 @@ def _round(module: fx.GraphModule, node: fx.Node, site: Site, grid: Affine | Flo
         else:
             low, high = grid.codes
             axis = -1 if grid.axis is None else grid.axis
-            operator = (torch.ops.seatrial.qdq if grid.rounds else torch.ops.seatrial.within).default
-            rounded = module.graph.call_function(operator, (value, value, value, low, high, axis))
+            arguments = (value, value, value, low, high, axis)
+            rounded = module.graph.call_function(torch.ops.seatrial.qdq.default, arguments)
     if isinstance(grid, Affine):
         _check_grid(grid, value, site)
         scale = constant(module, f"{name}_scale", grid.scale.float(), rounded)

@@ -26,8 +26,7 @@ class Affine:
     """A static integer grid: value = scale * (code - zero_point), codes of `bits` bits.
 
     `scale` float32 and `zero_point` int64 are scalars (axis None) or one value per channel along `axis`;
-    `narrow` leaves out the lowest code. Without `rounds`, values are only kept within the range of the codes: a file
-    holds the grid, but its runtime adds in float before it rounds.
+    `narrow` leaves out the lowest code.
     """
 
     bits: int
@@ -36,7 +35,6 @@ class Affine:
     zero_point: Tensor
     axis: int | None = None
     narrow: bool = False
-    rounds: bool = True
 
     @property
     def codes(self) -> tuple[int, int]:
@@ -153,7 +151,6 @@ def _to_data(edit: Edit, name: str, tensors: dict[str, Tensor]) -> dict[str, Any
                 "signed": grid.signed,
                 "axis": grid.axis,
                 "narrow": grid.narrow,
-                "rounds": grid.rounds,
             }
             kept = {"scale": keep("scale", grid.scale), "zero_point": keep("zero_point", grid.zero_point)}
             return {"edit": "round", "site": str(site), "grid": "affine", **fields, **kept}
@@ -173,8 +170,7 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
             if data["bits"] not in INTEGER_BITS or data["axis"] not in (None, *range(8)):
                 raise ValueError(f"bits {data['bits']}, axis {data['axis']}")
             scale, zero = tensors[data["scale"]].float(), tensors[data["zero_point"]].to(torch.int64)
-            flags = bool(data["narrow"]), bool(data["rounds"])
-            grid = Affine(data["bits"], bool(data["signed"]), scale, zero, data["axis"], *flags)
+            grid = Affine(data["bits"], bool(data["signed"]), scale, zero, data["axis"], bool(data["narrow"]))
             return Round(Site.parse(data["site"]), grid)
         case "round", "float" if data["kind"] in ("bf16", "fp16"):
             return Round(Site.parse(data["site"]), FloatType(data["kind"]))

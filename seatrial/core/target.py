@@ -77,7 +77,7 @@ class Artefact:
 
 
 class Target(ABC):
-    """A runtime on a chip. Law: `open(compile(graph))` answers as the graph does, to the runtime's rounding."""
+    """A runtime on a chip. Law: `open(compile(graph))` answers as `simulated(graph)` does."""
 
     name: str
     placement: PlacementRules
@@ -90,6 +90,13 @@ class Target(ABC):
     @abstractmethod
     def compile(self, graph: Graph, path: Path, *, bits: str) -> Artefact:
         """Write the graph as files under `path` (without suffix) and return the artefact."""
+
+    def simulated(self, graph: Graph) -> Graph:
+        """Return a graph that computes in PyTorch, differentiably, what this runtime computes for `graph`.
+
+        Here the graph itself; a target whose integer kernels scale and round in another order says which.
+        """
+        return graph
 
     @abstractmethod
     def open(self, artefact: Artefact, *, threads: int) -> Predictor:

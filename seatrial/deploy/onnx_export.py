@@ -50,11 +50,10 @@ def write_onnx(
 ) -> ExportedOnnx:
     """Write `graph` to the ONNX file `path`; weights above `largest_single_file` bytes go to `path`.data beside it.
 
-    Rounds become QuantizeLinear and DequantizeLinear with core.qdq's rounding (half to even), also where the runtime is
-    known to leave the fractions; rounded weights are stored as integers. Inputs carry the names and dynamic dimensions
-    of `graph.inputs`; the output is `output`. Equal graphs give equal bytes. Rounds to a float type in `native_floats`
-    are left to the runtime. With `integer_biases_where_mixed`, biases become integers in graphs where some weights stay
-    float between two rounds.
+    Rounds become QuantizeLinear and DequantizeLinear with core.qdq's rounding (half to even); rounded weights are
+    stored as integers. Inputs carry the names and dynamic dimensions of `graph.inputs`; the output is `output`. Equal
+    graphs give equal bytes. Rounds to a float type in `native_floats` are left to the runtime. With
+    `integer_biases_where_mixed`, biases become integers in graphs where some weights stay float between two rounds.
     Raises BadInput that names the operator and the module that ONNX cannot express, NotApplicable for a grid that
     it cannot.
 
@@ -122,7 +121,6 @@ def _translated(program: ExportedProgram) -> ir.Model:
                 verbose=False,
                 custom_translation_table={
                     torch.ops.seatrial.qdq.default: translate_qdq,
-                    torch.ops.seatrial.within.default: translate_qdq,
                     torch.ops.seatrial.narrow_float.default: translate_narrow_float,
                 },
             )

@@ -14,9 +14,12 @@ from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.predictor import Predictor
 from seatrial.core.target import Artefact, Target, Timing
+from seatrial.deploy.clamped_norm import clamped_norms
 from seatrial.deploy.input_adapter import InputAdapter
+from seatrial.deploy.integers import in_integers
 from seatrial.deploy.machine import weight_bits_cap
 from seatrial.deploy.onnx_export import write_onnx
+from seatrial.deploy.onnxruntime_arithmetic import OnnxRuntimeArithmetic
 from seatrial.deploy.session_predictor import SessionPredictor
 from seatrial.deploy.stopwatch import Stopwatch, Subject
 from seatrial.errors import BadInput, NotApplicable
@@ -33,7 +36,6 @@ def _rules() -> PlacementRules:
         "onnxruntime",
         "unsigned",
         operator_outputs=True,
-        integer_biases=True,
         weight_bits_cap=weight_bits_cap(),
     )
 
@@ -62,11 +64,16 @@ class OnnxRuntime(Target):
     def compile(self, graph: Graph, path: Path, *, bits: str) -> Artefact:
         if bits in ("bf16", "fp16"):
             raise NotApplicable(f"ONNX Runtime's CPU kernels do not run {bits}")
-        exported = write_onnx(graph, path.with_name(path.name + ".onnx"), integer_biases_where_mixed=True)
+        exported = write_onnx(
+            clamped_norms(graph), path.with_name(path.name + ".onnx"), integer_biases_where_mixed=True
+        )
         settings = {"layout": "NCHW"}
         if exported.float_weights:
             settings["disabled_optimizers"] = _UNASKED
         return Artefact(exported.path, "onnx", bits, settings)
+
+    def simulated(self, graph: Graph) -> Graph:
+        return in_integers(clamped_norms(graph), OnnxRuntimeArithmetic())
 
     def open(self, artefact: Artefact, *, threads: int) -> Predictor:
         if artefact.format != "onnx":

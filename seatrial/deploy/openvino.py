@@ -16,8 +16,10 @@ from seatrial.core.predictor import Predictor
 from seatrial.core.target import Artefact, Target, Timing
 from seatrial.deploy.hard_sigmoid import spelled_out
 from seatrial.deploy.input_adapter import InputAdapter
+from seatrial.deploy.integers import in_integers
 from seatrial.deploy.machine import weight_bits_cap
 from seatrial.deploy.onnx_export import write_onnx
+from seatrial.deploy.openvino_arithmetic import OpenVinoArithmetic
 from seatrial.deploy.session_predictor import SessionPredictor
 from seatrial.deploy.stopwatch import Stopwatch, Subject
 from seatrial.errors import BadInput, NotApplicable, missing_extra
@@ -36,7 +38,6 @@ def _rules() -> PlacementRules:
         attention_products="all",
         linear_sign="unsigned",
         products_around_zero=True,
-        rounds_before_sums=False,
         weight_bits_cap=weight_bits_cap(),
     )
 
@@ -70,6 +71,9 @@ class OpenVino(Target):
         native = frozenset({"bf16"}) if hint == "bf16" else frozenset()
         exported = write_onnx(spelled_out(graph), path.with_name(path.name + ".onnx"), native_floats=native)
         return Artefact(exported.path, "onnx", bits, {"hint": hint, "layout": "NCHW"})
+
+    def simulated(self, graph: Graph) -> Graph:
+        return in_integers(spelled_out(graph), OpenVinoArithmetic())
 
     def open(self, artefact: Artefact, *, threads: int) -> Predictor:
         compiled = compile_model(artefact, threads)

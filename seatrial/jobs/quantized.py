@@ -15,7 +15,6 @@ from seatrial.core.precision import Bits
 from seatrial.core.realise import realise
 from seatrial.core.recipe import Recipe
 from seatrial.jobs.settings import Settings
-from seatrial.quant.as_run import as_run
 from seatrial.quant.placement import place
 from seatrial.quant.site_error import blame, site_errors
 
@@ -41,7 +40,6 @@ def quantize_graph(graph: Graph, batches: list[Tensor], rules: PlacementRules, s
         options["ranges"] = make("ranges", settings.ranges)
     quantizer = make("quantizer", settings.method, **options)
     recipe = quantizer.plan(graph, batches, sites, rng=generator(settings.seed, "quantize", settings.method))
-    recipe = as_run(graph, recipe, rules)
     warnings = list(recipe.notes)
     if rules.weight_bits_cap < 8 and any(edit.site.port == "weight" for edit in recipe.rounds):
         warnings.append(

@@ -145,7 +145,7 @@ def build(
     bits = settings.bits
     folder.mkdir(parents=True, exist_ok=True)
     whole = simulation.compile(graph, folder / "float-torch", bits="float32")
-    rounded = simulation.compile(quantized.graph, folder / f"{bits}-{target.name}-torch", bits=bits)
+    rounded = simulation.compile(target.simulated(quantized.graph), folder / f"{bits}-{target.name}-torch", bits=bits)
     variants = [Variant("float", SIMULATION, whole, whole)]
     if target.name != SIMULATION:
         if floats:

@@ -154,10 +154,12 @@ class MeanSquaredError(Range):
         weights = torch.from_numpy((observed.counts / observed.counts.sum())[seen])
         width = (high - low) / BINS
         whole = ends = min(low, 0.0), max(high, 0.0)
+        # ONNX Runtime joins a clipping activation and a round only if the grid ends where the activation does.
+        least, most = min(observed.window[0], 0.0), max(observed.window[1], 0.0)
         best = _error(ends, centers, weights, width, precision)
         for moved in ((True, True), (False, True), (True, False), (False, True), (True, False)):
             for factor in (*np.geomspace(1.0, 1 / 32, self.steps), *_WIDER):
-                first, last = (float(factor * end) for end in whole)
+                first, last = max(float(factor * whole[0]), least), min(float(factor * whole[1]), most)
                 tried = first if moved[0] else ends[0], last if moved[1] else ends[1]
                 error = _error(tried, centers, weights, width, precision)
                 if error < best:

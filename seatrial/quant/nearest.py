@@ -92,8 +92,10 @@ class Nearest(Quantizer):
         for group in _tied(sites).values():
             low = min(seen[nodes[site]].low_high[0] for site in group)
             high = max(seen[nodes[site]].low_high[1] for site in group)
+            windows = [seen[nodes[site]].window for site in group]
             for site in group:
                 seen[nodes[site]].bounds = (low, high)
+                seen[nodes[site]].window = min(w[0] for w in windows), max(w[1] for w in windows)
         if self.ranges.needs_counts:
             watch(graph, calibration, {node: observed.see_counts for node, observed in seen.items()})
             for group in _tied(sites).values():
@@ -110,11 +112,12 @@ class Nearest(Quantizer):
 
 
 def _window(node: fx.Node) -> tuple[float, float]:
-    """Return the range outside of which no reader of a tensor tells values apart."""
+    """Return the range that the values of a tensor cannot leave, or outside of which no reader tells them apart."""
+    own = _limits(node) if op_name(node) in ("relu", "relu6", "hardtanh") else (-math.inf, math.inf)
     limits = [_limits(reader) for reader in node.users if op_name(reader) != "sym_size"]
     if not limits:
-        return -math.inf, math.inf
-    return min(low for low, _ in limits), max(high for _, high in limits)
+        return own
+    return max(own[0], min(low for low, _ in limits)), min(own[1], max(high for _, high in limits))
 
 
 def _limits(reader: fx.Node) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import fx
 
+from seatrial.core.carrying import CARRIES, carries
 from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.precision import Bits, Precision
@@ -20,9 +21,6 @@ ACTIVATIONS = {
     *("relu", "relu6", "hardtanh", "clamp", "clamp_min", "leaky_relu", "elu", "hardswish", "hardsigmoid"),
     *("sigmoid", "silu", "gelu", "mish", "tanh"),
 }
-_MOVES = {"view", "reshape", "_unsafe_view", "transpose", "permute", "contiguous", "clone", "squeeze", "unsqueeze"}
-CARRIES = {"max_pool2d", "flatten", "slice", "pad", "constant_pad_nd", "upsample_nearest2d", *_MOVES}
-"""Operators that pass values on unchanged: a round before them holds behind them too."""
 _POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d"}
 _PRODUCTS = {"matmul", "bmm"}
 
@@ -195,14 +193,7 @@ def _carries(node: fx.Node) -> bool:
     """Tell whether the values of `node` are those of what it reads, and as many of them."""
     if op_name(node) == "cat":
         return _rank(node) == 4
-    return op_name(node) in CARRIES and not _pads_nonzero(node)
-
-
-def _pads_nonzero(node: fx.Node) -> bool:
-    if op_name(node) not in ("pad", "constant_pad_nd"):
-        return False
-    values = [argument for argument in node.args[2:] if isinstance(argument, int | float)]
-    return any(values) or any(isinstance(argument, str) and argument != "constant" for argument in node.args[2:])
+    return carries(node)
 
 
 def _takes_rounded(plan: _Plan, reader: fx.Node) -> bool:
@@ -299,7 +290,7 @@ def _output_wanted(node: fx.Node) -> bool:
 
 def _after_relu(node: fx.Node) -> fx.Node:
     users = list(node.users)
-    return users[0] if len(users) == 1 and op_name(users[0]) in ("relu", "hardtanh") else node
+    return users[0] if len(users) == 1 and op_name(users[0]) in ("relu", "relu6", "hardtanh") else node
 
 
 def _sites_on(plan: _Plan, node: fx.Node) -> list[Site]:

@@ -68,7 +68,7 @@ class _Unrounded(fx.Interpreter):
         self.only, self.sums = only, dict[str, tuple[float, float]]()
 
     def run_node(self, n: fx.Node) -> Any:
-        if op_name(n) not in ("qdq", "within", "narrow_float") or "site" not in n.meta:
+        if op_name(n) not in ("qdq", "narrow_float") or "site" not in n.meta:
             return super().run_node(n)
         site = str(n.meta["site"])
         value: Tensor = self.env[n.args[0]]  # pyright: ignore[reportArgumentType]
