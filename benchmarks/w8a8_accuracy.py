@@ -57,7 +57,9 @@ def main() -> None:
             before, after = rows["float", "torch"]["top1"], rows["w8a8", "torch"]["top1"]
             agreed = rows["w8a8", target]["agreement_simulated"]
             drop, at_most = (before - after) * 100, found.extras["paired"]["w8a8@torch"]["drop_at_most"] * 100
-            held = "not counted" if bar is None else "holds" if drop <= bar[0] and at_most <= bar[1] else "broken"
+            held = (
+                "not counted" if bar is None else "holds" if drop <= bar[0] + 1e-9 and at_most <= bar[1] else "broken"
+            )
             print(
                 f"| {name} | {target} | {found.data['data']['n']} | {before:.2%} | {after:.2%} | {drop:.2f} | "
                 f"{at_most:.2f} | {agreed:.2%} | {held} |",

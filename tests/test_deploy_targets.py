@@ -80,7 +80,7 @@ def test_what_is_opened_answers_as_the_graph(
     predictor = runtime.open(artefact, threads=1)
     before = PICTURES.clone()
     answers = predictor(PICTURES)
-    assert difference(answers, answer(graphs[bits])) < 1e-5
+    assert difference(answers, answer(runtime.simulated(graphs[bits]))) < (1e-3 if bits == "w4a4" else 1e-5)
     assert answers.dtype == torch.float32
     assert not answers.requires_grad
     assert torch.equal(PICTURES, before)
@@ -142,7 +142,7 @@ def test_onnxruntime_rounds_no_weight_by_itself(tmp_path: Path) -> None:
     runtime = target("onnxruntime")
     artefact = runtime.compile(mixed, tmp_path / "mixed", bits="w8a8")
     assert artefact.settings["disabled_optimizers"] == "WeightBiasQuantization"
-    assert difference(runtime.open(artefact, threads=1)(PICTURES), answer(mixed)) < 1e-5
+    assert difference(runtime.open(artefact, threads=1)(PICTURES), answer(runtime.simulated(mixed))) < 1e-4
     times = operators.profile(runtime, artefact, threads=1, runs=2)
     kinds = [entry.kind for entry in times]
     assert kinds.count("QLinearConv") == 1  # the rounded one still runs in integers
@@ -302,6 +302,9 @@ def test_published_resnet8(name: str, shared: Path) -> None:
     x = torch.from_numpy(data["images"][test]).permute(0, 3, 1, 2).float() / 255
     answers = target(name).open(foreign_artefact(model), threads=2)(x).argmax(1).numpy()
     right = int((answers == data["labels"][test]).sum())
+    if name == "openvino" and weight_bits_cap() < 8:
+        assert right < 220, "without VNNI its kernels saturate; no longer? then say so in docs/decisions/0002"
+        return
     # Stated: 85.13 %, 229 of 269, by OpenVINO. Another kernel's rounding may move a picture or two.
     assert abs(right - 229) <= (1 if name == "openvino" else 4)
 

@@ -436,3 +436,12 @@ def test_a_network_without_weighted_operators_asks_for_nothing():
             return x.relu().mean((2, 3))
 
     assert place(capture(Plain(), torch.rand(2, 3, 8, 8)), OUTPUTS_TOO, W8A8) == {}
+
+
+def test_depthwise_kernels_keep_8_bits():
+    capped = PlacementRules("old", "unsigned", operator_outputs=False, weight_bits_cap=7)
+    graph = fold_batch_norm(
+        capture(nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 12, 3, groups=6)), torch.rand(2, 3, 9, 9))
+    )
+    placed = {str(site): wanted.bits for site, wanted in place(graph, capped, W8A8).items()}
+    assert (placed["0/conv2d#0:weight"], placed["1/conv2d#0:weight"]) == (7, 8)

@@ -31,4 +31,4 @@ class PlacementRules:
     """Inputs of activation-by-activation products get zero point 0, signed or not by range: with another zero point
     the product runs in float."""
     weight_bits_cap: int = 8
-    """7 where 8-bit kernels saturate (x86 without VNNI)."""
+    """7 where 8-bit kernels of dense products saturate (x86 without VNNI)."""

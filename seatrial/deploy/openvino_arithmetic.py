@@ -125,17 +125,13 @@ def _joined(edit: Rewriting, total: fx.Node) -> tuple[Codes, Codes] | None:
         return None
     for index in (0, 1):
         own, stream = held[index], held[1 - index]
-        if own and stream and len(read[index].users) == 1 and _is_dense_convolution(edit, own.source):
+        if not own or not stream or own.source is None or len(read[index].users) != 1:
+            continue
+        product = edit.products.get(own.source)
+        # The sum is written over the stream, which the convolution must not read itself.
+        if product is not None and op_name(product.node) == "conv2d" and product.node.args[0] is not stream.node:
             return own, stream
     return None
-
-
-def _is_dense_convolution(edit: Rewriting, value: fx.Node | None) -> bool:
-    """Tell whether a value is that of a convolution over all channels, with nothing behind it."""
-    product = None if value is None else edit.products.get(value)
-    if product is None or op_name(product.node) != "conv2d":
-        return False
-    return len(product.node.args) <= 6 or bool(product.node.args[6] == 1)
 
 
 def _open(edit: Rewriting, own: Codes, stream: Codes) -> fx.Node:

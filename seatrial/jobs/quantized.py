@@ -41,9 +41,10 @@ def quantize_graph(graph: Graph, batches: list[Tensor], rules: PlacementRules, s
     quantizer = make("quantizer", settings.method, **options)
     recipe = quantizer.plan(graph, batches, sites, rng=generator(settings.seed, "quantize", settings.method))
     warnings = list(recipe.notes)
-    if rules.weight_bits_cap < 8 and any(edit.site.port == "weight" for edit in recipe.rounds):
+    if any(wanted.bits == rules.weight_bits_cap < 8 for site, wanted in sites.items() if site.port == "weight"):
         warnings.append(
-            f"weights have {rules.weight_bits_cap} bits for {rules.name}: 8-bit kernels of this CPU can saturate"
+            f"weights have {rules.weight_bits_cap} bits for {rules.name}, but for depthwise convolutions: "
+            "its 8-bit kernels saturate on this CPU"
         )
     errors = site_errors(graph, recipe, batches[:1])
     listed = tuple({"site": str(error.site), "bits": error.bits, "sqnr_db": error.sqnr_db} for error in errors)

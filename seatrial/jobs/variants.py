@@ -15,6 +15,7 @@ from seatrial.core.noise import System
 from seatrial.core.predictor import Predictor
 from seatrial.core.target import Artefact, Target, Timing
 from seatrial.deploy.input_adapter import foreign_artefact
+from seatrial.deploy.machine import weight_bits_cap
 from seatrial.deploy.stopwatch import Stopwatch
 from seatrial.deploy.stopwatch import Subject as Timed
 from seatrial.deploy.torch_target import TorchPredictor
@@ -179,7 +180,15 @@ def build_artefact(model: ArtefactModel, wanted: str) -> Built:
     else:
         found = [wanted]
     artefact = foreign_artefact(model)
-    return Built("auto" if len(found) > 1 else found[0], tuple(Variant("deployed", name, artefact) for name in found))
+    variants = tuple(Variant("deployed", name, artefact) for name in found)
+    limit = 2 ** (weight_bits_cap() - 1)
+    warnings = tuple(
+        f"8-bit weights on {name}: its kernels saturate on this CPU where two products exceed 16 bits; "
+        "a CPU with VNNI may answer otherwise"
+        for name in found
+        if name in _AUTO and model.widest_weight > limit
+    )
+    return Built("auto" if len(found) > 1 else found[0], variants, warnings=warnings)
 
 
 def time_variants(variants: Sequence[Variant], threads: int) -> dict[str, Timing]:

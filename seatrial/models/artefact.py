@@ -47,6 +47,8 @@ class ArtefactModel:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     n_outputs: int | None = None
     probabilities: bool = False
+    widest_weight: int = 0
+    """The largest absolute code among signed 8-bit weights, 0 without any."""
     warnings: tuple[str, ...] = ()
     kind: Literal["image"] = "image"
 
@@ -96,6 +98,7 @@ def open_artefact(path: Path, user: Overrides, names: Sequence[str] | None) -> A
         std=preprocessing.std,
         n_outputs=count,
         probabilities=ports.ends_in_softmax,
+        widest_weight=ports.widest_weight,
         warnings=tuple(notes),
     )
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from seatrial.errors import BadInput
 from seatrial.models.archive import existing_file
 from seatrial.models.port import Port, Ports
@@ -52,7 +54,18 @@ def check_onnx(path: Path) -> Ports:
         tuple(_port(value) for value in model.graph.input if value.name not in constants),
         tuple(_port(value) for value in model.graph.output),
         ends_in_softmax=last == "Softmax",
+        widest_weight=max((_widest(tensor) for tensor in model.graph.initializer), default=0),
     )
+
+
+def _widest(tensor: onnx.TensorProto) -> int:
+    """Return the largest absolute code of 8-bit weights that stand in the file itself, 0 for other tensors."""
+    import onnx
+
+    inside = tensor.data_location != onnx.TensorProto.EXTERNAL and len(tensor.dims) >= 2
+    if tensor.data_type != onnx.TensorProto.INT8 or not inside or not tensor.raw_data:
+        return 0
+    return int(np.abs(np.frombuffer(tensor.raw_data, np.int8).astype(np.int16)).max(initial=0))
 
 
 def _port(value: onnx.ValueInfoProto) -> Port:

@@ -21,8 +21,10 @@ class Port:
 
 @dataclass(frozen=True)
 class Ports:
-    """The ports of a checked file; `ends_in_softmax` says that the first output is probabilities."""
+    """The ports of a checked file; `ends_in_softmax` says that the first output is probabilities, `widest_weight` is
+    the largest absolute code among signed 8-bit weights (0 without any)."""
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     ends_in_softmax: bool = False
+    widest_weight: int = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import numpy as np
+
 from seatrial.errors import BadInput
 from seatrial.models.archive import existing_file
 from seatrial.models.port import Port, Ports
@@ -69,6 +71,10 @@ class _Table:
         at += 4 * index
         return _Table(self.data, at + self._unpack("<I", at))
 
+    def raw(self, field: int) -> bytes:
+        at, count = self._vector(field)
+        return self.data[at : at + count]
+
     def length(self, field: int) -> int:
         return self._vector(field)[1]
 
@@ -94,11 +100,20 @@ def check_tflite(path: Path) -> Ports:
             if operator.numbers(2, "i")[:1] == wanted:
                 code = model.item(1, operator.number(0, "<I"))
                 softmax = max(code.number(0, "<b"), code.number(3, "<i")) == _SOFTMAX
+        widest = max((_widest(model, graph.item(0, i)) for i in range(graph.length(0))), default=0)
     except (struct.error, IndexError, RecursionError) as error:
         raise BadInput(f"'{path}' is damaged ({error})", _WANTED, "convert or download it again") from error
     if not inputs or not outputs:
         raise BadInput(f"'{path}' has no inputs or no outputs", _WANTED, "convert it again")
-    return Ports(inputs, outputs, ends_in_softmax=softmax)
+    return Ports(inputs, outputs, ends_in_softmax=softmax, widest_weight=widest)
+
+
+def _widest(model: _Table, tensor: _Table) -> int:
+    """Return the largest absolute code of signed 8-bit weights, 0 for other tensors."""
+    if _TYPES.get(tensor.number(1, "<b")) != "int8" or len(tensor.numbers(0, "i")) < 2:
+        return 0
+    codes = np.frombuffer(model.item(4, tensor.number(2, "<I")).raw(0), np.int8)
+    return int(np.abs(codes.astype(np.int16)).max(initial=0))
 
 
 def _port(tensor: _Table) -> Port:

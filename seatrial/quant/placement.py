@@ -219,9 +219,18 @@ def _weights(plan: _Plan) -> dict[Site, Precision]:
         if isinstance(wanted, str):
             found[site] = Precision(16, signed=True, symmetric=True, axis=axis, float_type=wanted)
             continue
-        width = min(wanted.weights, plan.rules.weight_bits_cap) if wanted.weights == 8 else wanted.weights
+        # Kernels of depthwise convolutions widen each product by itself and do not saturate.
+        capped = wanted.weights == 8 and not _is_depthwise(node)
+        width = min(wanted.weights, plan.rules.weight_bits_cap) if capped else wanted.weights
         found[site] = Precision(width, signed=True, symmetric=True, axis=axis, narrow=True)
     return found
+
+
+def _is_depthwise(node: fx.Node) -> bool:
+    weight = node.args[1]
+    shape = getattr(weight.meta.get("val"), "shape", ()) if isinstance(weight, fx.Node) else ()
+    groups = node.args[6] if op_name(node) == "conv2d" and len(node.args) > 6 else 1
+    return isinstance(groups, int) and groups > 1 and len(shape) == 4 and shape[1] == 1
 
 
 def _activations(plan: _Plan) -> dict[Site, Precision]:
