@@ -146,7 +146,7 @@ def test_the_accumulators_are_those_of_integer_arithmetic() -> None:
         for i in range(3)
         for j in range(3)
     )
-    sums = sums + np.rint(bias.astype(np.float64) / (sx * sw).astype(np.float64)).astype(np.int64).reshape(-1, 1, 1)
+    sums = sums + np.rint(bias / (sx * sw)).astype(np.int64).reshape(-1, 1, 1)
     multiplier = (sx * sw / sy).astype(np.float32).reshape(-1, 1, 1)
     wanted = np.clip(np.rint(sums.astype(np.float32) * multiplier) + zy, 0, 255) - zy
 

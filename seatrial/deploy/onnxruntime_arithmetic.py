@@ -24,7 +24,7 @@ class OnnxRuntimeArithmetic(Arithmetic):
         # Linear operators of more dimensions run as a product and a float sum, unrounded ones in float.
         kernel = (op_name(node) == "conv2d" or len(node.meta["val"].shape) == 2) and _is_rounded(node)
         if bias is not None and kernel:
-            codes = (bias.double() / scale.double()).round().float()
+            codes = (bias / scale).round()
             added = edit.constant(by_channel(codes, node), "bias_codes")
             sums, bias = edit.call(aten.add.Tensor, sums, added, like=node), None
         value = edit.scaled(sums, by_channel(scale, node))
