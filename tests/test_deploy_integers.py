@@ -11,7 +11,7 @@ from deploy_graph import float_graph, quantized
 from torch import Tensor, nn
 
 from seatrial.core.chance import generator
-from seatrial.core.graph import Graph, capture
+from seatrial.core.graph import Graph, GraphPredictor, capture
 from seatrial.core.precision import Bits
 from seatrial.core.realise import realise
 from seatrial.core.sites import attribute, op_name
@@ -230,3 +230,12 @@ def test_norms_that_cannot_be_limits_are_left(graphs: dict[str, Graph]) -> None:
     plain = graphs["norms last"]
     assert clamped_norms(plain) is plain  # nothing is rounded
     assert clamped_norms(graphs["residual"]) is graphs["residual"]
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_narrow_products_do_not_overflow(arithmetic: Arithmetic, kind: str, graphs: dict[str, Graph]) -> None:
+    simulation, x = in_integers(rounded(graphs["residual"], OpenVino()), arithmetic), pictures(7, 4)
+    with torch.no_grad():
+        wide, narrow = (GraphPredictor(simulation, arithmetic=each)(x) for each in ("as-is", kind))
+    assert float((wide - narrow).norm() / wide.norm()) < 0.05

@@ -16,6 +16,9 @@ from seatrial.core.realise import tensor_inputs
 from seatrial.core.sites import op_name
 
 aten = torch.ops.aten
+UNIT = 2.0**-15
+"""What one code of a weight counts: a power of two changes no float32 result, and sums fit in float16 too, for the
+noise that narrows products."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,8 @@ class Codes:
     """A node that gives whole numbers as float32, and the float32 scale (one, or one a channel) that makes values.
 
     Of a rounded tensor they are code minus zero point, `grid` its grid and `source` the value before the round; of a
-    product they are the accumulators. float32 holds integers up to 2^24: 500 products of 8 by 8 bits at their largest.
+    product they are the accumulators, like the weights in steps of `UNIT`. float32 holds integers up to 2^24: 500
+    products of 8 by 8 bits at their largest.
     """
 
     node: fx.Node
@@ -164,7 +168,7 @@ class Rewriting:
             if not bool(zero.any()) and axis in (-1, 0):
                 steps = scale if axis == -1 else scale.reshape(-1, *[1] * (weight.ndim - 1))
                 codes = (weight.float() / steps.float()).round().clamp(low, high)
-                self.codes[node] = Codes(self.constant(codes, "codes"), scale.float())
+                self.codes[node] = Codes(self.constant(codes * UNIT, "codes"), scale.float() / UNIT)
         elif scale.numel() == 1:
             grid, source = Grid(scale.float().reshape(()), int(zero), low, high), node.args[0]
             assert isinstance(source, fx.Node)

@@ -6,7 +6,7 @@ from torch import Tensor, fx
 
 from seatrial.core.realise import tensor_inputs
 from seatrial.core.sites import op_name
-from seatrial.deploy.integers import Arithmetic, Codes, Grid, Rewriting, aten, by_channel, limits
+from seatrial.deploy.integers import UNIT, Arithmetic, Codes, Grid, Rewriting, aten, by_channel, limits
 
 
 class OnnxRuntimeArithmetic(Arithmetic):
@@ -24,7 +24,7 @@ class OnnxRuntimeArithmetic(Arithmetic):
         # Linear operators of more dimensions run as a product and a float sum, unrounded ones in float.
         kernel = (op_name(node) == "conv2d" or len(node.meta["val"].shape) == 2) and _is_rounded(node)
         if bias is not None and kernel:
-            codes = (bias / scale).round()
+            codes = (bias / (scale * UNIT)).round() * UNIT
             added = edit.constant(by_channel(codes, node), "bias_codes")
             sums, bias = edit.call(aten.add.Tensor, sums, added, like=node), None
         value = edit.scaled(sums, by_channel(scale, node))
