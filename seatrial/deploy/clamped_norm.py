@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from seatrial.core.constants import parameter_at, set_constant
-from seatrial.core.graph import Graph, copied, finished, free_name
+from seatrial.core.constants import constant, parameter_at, set_constant
+from seatrial.core.graph import Graph, copied, finished
 from seatrial.core.sites import op_name
+from seatrial.numerics.batch_norm import norm_affine
 
 aten = torch.ops.aten
 
@@ -59,15 +60,12 @@ def _match(graph: Graph, norm: fx.Node) -> _Match | None:
         return None
     values, scale, zero = (parameter_at(graph.module, weight, index) for index in range(3))
     low, high, axis = weight.args[3:6]
-    gain, offset, mean, variance = (parameter_at(graph.module, norm, index) for index in range(1, 5))
-    if values is None or scale is None or zero is None or mean is None or variance is None:
+    fixed = all(parameter_at(graph.module, norm, index) is not None for index in (3, 4))
+    if values is None or scale is None or zero is None or not fixed:
         return None
     if bool(zero.any()) or axis != 0 or not isinstance(low, int) or not isinstance(high, int):
         return None
-    eps = norm.args[7]
-    assert isinstance(eps, float)
-    steep = (torch.ones_like(mean) if gain is None else gain).double() / torch.sqrt(variance.double() + eps)
-    moved = (torch.zeros_like(mean) if offset is None else offset).double() - mean.double() * steep
+    steep, moved = norm_affine(graph.module, norm)
     if bool((steep == 0).any()) or (low != -high and bool((steep < 0).any())):
         return None
     codes = (values.float() / scale.float().reshape(-1, 1, 1, 1)).round().clamp(low, high)
@@ -91,20 +89,17 @@ def _rewrite(module: fx.GraphModule, match: _Match) -> None:
         value.meta = dict(convolution.meta)
         for limit, chosen in ((aten.maximum.default, sign > 0), (aten.minimum.default, sign < 0)):
             if bool(chosen.any()):
-                value = _limited(module, value, limit, match.offset, chosen, norm)
+                value = _limited(module, value, limit, match.offset, chosen, match.round)
     match.round.replace_input_with(norm, value)
 
 
 def _limited(
-    module: fx.GraphModule, value: fx.Node, limit: object, offset: Tensor, chosen: Tensor, norm: fx.Node
+    module: fx.GraphModule, value: fx.Node, limit: object, offset: Tensor, chosen: Tensor, before: fx.Node
 ) -> fx.Node:
     """Add a limit that holds for the chosen channels; the others get one that no float32 reaches."""
     none = -torch.finfo(torch.float32).max if limit is aten.maximum.default else torch.finfo(torch.float32).max
-    name = free_name(module, "clamped_limit")
     ends = torch.where(chosen, offset.float(), torch.full_like(offset.float(), none)).reshape(-1, 1, 1)
-    module.register_buffer(name, ends)
-    held = module.graph.get_attr(name)
-    held.meta["val"] = ends
+    held = constant(module, "clamped_limit", ends, before)
     added = module.graph.call_function(limit, (value, held))  # pyright: ignore[reportArgumentType]
-    added.meta = dict(norm.meta)
+    added.meta = dict(value.meta)
     return added

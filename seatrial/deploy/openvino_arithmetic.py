@@ -16,6 +16,8 @@ class OpenVinoArithmetic(Arithmetic):
     Constants that scale or shift a tensor before its round (normalization, a batch norm behind a ReLU) become ranges of
     that round, one for each channel. A convolution that only a residual sum reads is computed together with it: it is
     cut to the range of its grid and added with its fractions. Of two such convolutions the first is.
+
+    Source: none; found by comparing codes, docs/decisions/0007-simulation-in-integers.md.
     """
 
     def product(self, edit: Rewriting, node: fx.Node, x: Codes, weight: Codes) -> fx.Node:

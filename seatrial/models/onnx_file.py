@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from seatrial.errors import BadInput
 from seatrial.models.archive import existing_file
-from seatrial.models.port import Port, Ports
+from seatrial.models.port import Port, Ports, widest_code
 
 if TYPE_CHECKING:
     import onnx
@@ -65,7 +63,7 @@ def _widest(tensor: onnx.TensorProto) -> int:
     inside = tensor.data_location != onnx.TensorProto.EXTERNAL and len(tensor.dims) >= 2
     if tensor.data_type != onnx.TensorProto.INT8 or not inside or not tensor.raw_data:
         return 0
-    return int(np.abs(np.frombuffer(tensor.raw_data, np.int8).astype(np.int16)).max(initial=0))
+    return widest_code(tensor.raw_data)
 
 
 def _port(value: onnx.ValueInfoProto) -> Port:

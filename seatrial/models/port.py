@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Port:
@@ -28,3 +30,9 @@ class Ports:
     outputs: tuple[Port, ...]
     ends_in_softmax: bool = False
     widest_weight: int = 0
+
+
+def widest_code(weights: bytes) -> int:
+    """Return the largest absolute code of int8 weights."""
+    codes = np.frombuffer(weights, np.int8)
+    return max(int(codes.max(initial=0)), -int(codes.min(initial=0)))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-import numpy as np
-
 from seatrial.errors import BadInput
 from seatrial.models.archive import existing_file
-from seatrial.models.port import Port, Ports
+from seatrial.models.port import Port, Ports, widest_code
 
 _WANTED = "a TensorFlow Lite model"
 _LIMIT = (2 << 30) - 1  # offsets of a FlatBuffer are 32 bits
@@ -112,8 +110,7 @@ def _widest(model: _Table, tensor: _Table) -> int:
     """Return the largest absolute code of signed 8-bit weights, 0 for other tensors."""
     if _TYPES.get(tensor.number(1, "<b")) != "int8" or len(tensor.numbers(0, "i")) < 2:
         return 0
-    codes = np.frombuffer(model.item(4, tensor.number(2, "<I")).raw(0), np.int8)
-    return int(np.abs(codes.astype(np.int16)).max(initial=0))
+    return widest_code(model.item(4, tensor.number(2, "<I")).raw(0))
 
 
 def _port(tensor: _Table) -> Port:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from seatrial.core.constants import parameter_at, set_constant
 from seatrial.core.graph import Graph, copied, finished
@@ -27,6 +27,17 @@ def fold_batch_norm(graph: Graph) -> Graph:
     return finished(new)
 
 
+def norm_affine(module: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
+    """Return the gain and the offset of a batch norm with fixed statistics, float64, one a channel."""
+    gain, offset, mean, variance = (parameter_at(module, norm, index) for index in range(1, 5))
+    eps = norm.args[7]
+    assert mean is not None
+    assert variance is not None
+    assert isinstance(eps, float)
+    factor = (1.0 if gain is None else gain.double()) / torch.sqrt(variance.double() + eps)
+    return factor, (0.0 if offset is None else offset.double()) - mean.double() * factor
+
+
 def _foldable(weighted: fx.Node, norm: fx.Node) -> bool:
     kind, weight = op_name(weighted), weighted.args[1] if len(weighted.args) > 1 else None
     if kind not in ("conv1d", "conv2d", "conv3d", "linear") or len(weighted.users) != 1:
@@ -42,15 +53,9 @@ def _foldable(weighted: fx.Node, norm: fx.Node) -> bool:
 
 def _fold(module: fx.GraphModule, weighted: fx.Node, norm: fx.Node, name: str) -> None:
     weight, bias = parameter_at(module, weighted, 1), parameter_at(module, weighted, 2)
-    gain, offset, mean, variance = (parameter_at(module, norm, index) for index in range(1, 5))
-    eps = norm.args[7]
     assert weight is not None
-    assert mean is not None
-    assert variance is not None
-    assert isinstance(eps, float)
-    factor = (1.0 if gain is None else gain.double()) / torch.sqrt(variance.double() + eps)
-    moved = ((0.0 if bias is None else bias.double()) - mean.double()) * factor
-    moved = moved + (0.0 if offset is None else offset.double())
+    factor, offset = norm_affine(module, norm)
+    moved = offset if bias is None else bias.double() * factor + offset
     folded = weight.double() * factor.reshape(-1, *[1] * (weight.ndim - 1))
     set_constant(module, weighted, 1, folded.to(weight.dtype), f"{name}_weight")
     set_constant(module, weighted, 2, moved.to(weight.dtype), f"{name}_bias")

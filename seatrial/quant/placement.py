@@ -15,6 +15,7 @@ from seatrial.core.precision import Bits, Precision
 from seatrial.core.realise import tensor_inputs
 from seatrial.core.sites import Site, op_name, operators, site_of
 from seatrial.errors import BadInput
+from seatrial.quant.channel_groups import conv_groups
 
 WEIGHTED = {"conv2d", "linear", "conv_transpose2d", "conv1d"}
 ACTIVATIONS = {
@@ -229,8 +230,7 @@ def _weights(plan: _Plan) -> dict[Site, Precision]:
 def _is_depthwise(node: fx.Node) -> bool:
     weight = node.args[1]
     shape = getattr(weight.meta.get("val"), "shape", ()) if isinstance(weight, fx.Node) else ()
-    groups = node.args[6] if op_name(node) == "conv2d" and len(node.args) > 6 else 1
-    return isinstance(groups, int) and groups > 1 and len(shape) == 4 and shape[1] == 1
+    return conv_groups(node) > 1 and len(shape) == 4 and shape[1] == 1
 
 
 def _activations(plan: _Plan) -> dict[Site, Precision]:
