@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -16,8 +16,8 @@ from seatrial.errors import BadInput, unknown_name
 class Entry:
     """One method: `needs` says what it takes from a model (`gradients`, `logits`, `graph`) or which extra to install.
 
-    `choices` are the options (system noises) or severities (corruptions, epsilons of attacks) of `--noise full`;
-    `quick` those of `--noise quick`.
+    `choices` are what stands behind the name in `--noise full`: severities of corruptions, options of system noises,
+    `NORM:EPSILON` of attacks; `quick` those of `--noise quick`.
     """
 
     family: str
@@ -25,73 +25,60 @@ class Entry:
     path: str
     paper: str
     needs: str = ""
-    choices: tuple[str | int, ...] = ()
-    quick: tuple[str | int, ...] = ()
+    choices: tuple[str, ...] = ()
+    quick: tuple[str, ...] = ()
 
 
-_SEVERITIES = (1, 2, 3, 4, 5)
-_EPSILONS = ("0.5/255", "2/255", "8/255")
-_HENDRYCKS = "Hendrycks and Dietterich 2019"
+_SEVERITIES = ("1", "2", "3", "4", "5")
+_LINF = ("linf:0.5/255", "linf:2/255", "linf:8/255")
 _SYSNOISE = "SysNoise, Wang et al. 2023"
 _RESIZES = (
     *(f"pillow-{name}" for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")),
     *(f"opencv-{name}" for name in ("nearest", "bilinear", "area", "bicubic", "lanczos")),
 )
 
+
+def _attack(
+    name: str, method: str, paper: str, needs: str, choices: tuple[str, ...] = _LINF, quick: tuple[str, ...] = ()
+) -> Entry:
+    return Entry("attack", name, f"seatrial.noise.{method}", paper, needs, choices, quick)
+
+
+def _corruption(name: str, quick: tuple[str, ...] = ()) -> Entry:
+    method = "".join(part.capitalize() for part in name.split("_"))
+    paper = "Hendrycks and Dietterich 2019"
+    return Entry("corruption", name, f"seatrial.noise.{name}:{method}", paper, "", _SEVERITIES, quick)
+
+
+def _system(name: str, method: str, needs: str, choices: tuple[str, ...], quick: tuple[str, ...] = ()) -> Entry:
+    return Entry("system", name, f"seatrial.noise.{method}", _SYSNOISE, needs, choices, quick)
+
+
 ENTRIES: tuple[Entry, ...] = (
-    Entry("attack", "fgsm", "seatrial.noise.fgsm:FGSM", "Goodfellow et al. 2015", "gradients", _EPSILONS, ("2/255",)),
-    Entry("attack", "pgd", "seatrial.noise.pgd:PGD", "Madry et al. 2018", "gradients", _EPSILONS, ("2/255",)),
-    Entry("attack", "square", "seatrial.noise.square:Square", "Andriushchenko et al. 2020", "logits", _EPSILONS),
-    Entry(
-        "corruption",
-        "gaussian_noise",
-        "seatrial.noise.gaussian_noise:GaussianNoise",
-        _HENDRYCKS,
-        choices=_SEVERITIES,
-        quick=(3,),
-    ),
-    Entry(
-        "corruption",
-        "motion_blur",
-        "seatrial.noise.motion_blur:MotionBlur",
-        _HENDRYCKS,
-        choices=_SEVERITIES,
-        quick=(3,),
-    ),
-    Entry(
-        "corruption", "brightness", "seatrial.noise.brightness:Brightness", _HENDRYCKS, choices=_SEVERITIES, quick=(3,)
-    ),
-    Entry(
-        "corruption",
-        "jpeg_compression",
-        "seatrial.noise.jpeg_compression:JpegCompression",
-        _HENDRYCKS,
-        choices=_SEVERITIES,
-        quick=(3,),
-    ),
-    Entry(
-        "system",
+    _attack("fgsm", "fgsm:FGSM", "Goodfellow et al. 2015", "gradients", quick=("linf:2/255",)),
+    _attack("pgd", "pgd:PGD", "Madry et al. 2018", "gradients", quick=("linf:2/255",)),
+    _attack("square", "square:Square", "Andriushchenko et al. 2020", "logits"),
+    _corruption("gaussian_noise", quick=("3",)),
+    _corruption("motion_blur", quick=("3",)),
+    _corruption("brightness", quick=("3",)),
+    _corruption("jpeg_compression", quick=("3",)),
+    _system(
         "resize",
-        "seatrial.noise.resize_noise:ResizeNoise",
-        _SYSNOISE,
+        "resize_noise:ResizeNoise",
         "encoded pictures that are resized",
         _RESIZES,
         ("opencv-bilinear", "opencv-area", "pillow-bicubic"),
     ),
-    Entry(
-        "system",
+    _system(
         "decoder",
-        "seatrial.noise.decoder_noise:DecoderNoise",
-        _SYSNOISE,
+        "decoder_noise:DecoderNoise",
         "encoded pictures",
         ("pillow", "opencv", "pyav"),
         ("pillow", "opencv", "pyav"),
     ),
-    Entry(
-        "system",
+    _system(
         "precision",
-        "seatrial.noise.precision_noise:PrecisionNoise",
-        _SYSNOISE,
+        "precision_noise:PrecisionNoise",
         "a graph, or a runtime with that arithmetic",
         ("fp16", "bf16"),
         ("fp16", "bf16"),
@@ -108,8 +95,6 @@ ENTRIES: tuple[Entry, ...] = (
 )
 
 QUICK_QUERIES = 300
-FULL_QUERIES = 5000
-
 
 NOISE_FAMILIES = ("attack", "corruption", "system")
 
@@ -160,11 +145,12 @@ def _preset(name: str, *, gradients: bool) -> Iterable[tuple[NoiseSpec, NoiseMak
     for family in NOISE_FAMILIES:
         for entry in entries(family).values():
             chosen = entry.choices if name == "full" else entry.quick
-            if entry.name == "square" and name == "quick" and not gradients:
-                chosen = ("2/255",)
+            queries = ""
+            if entry.name == "square" and name == "quick":
+                chosen = () if gradients else ("linf:2/255",)
+                queries = f":{QUICK_QUERIES}"
             for choice in chosen:
-                queries = QUICK_QUERIES if name == "quick" else FULL_QUERIES
-                yield _row(entry, choice, {"queries": queries} if entry.name == "square" else {})
+                yield parse_noise(f"{entry.name}:{choice}{queries}")
 
 
 def parse_noise(text: str) -> tuple[NoiseSpec, NoiseMaker]:
@@ -174,32 +160,31 @@ def parse_noise(text: str) -> tuple[NoiseSpec, NoiseMaker]:
     if name not in known:
         raise unknown_name("noise", name, known)
     entry = known[name]
-    if entry.family == "attack" and len(parts) in (2, 3) and parts[0] == "linf":
-        more = {"queries": _whole(parts[2], text)} if len(parts) == 3 and name == "square" else {}
-        return _row(entry, parts[1], more)
-    if entry.family == "corruption" and len(parts) == 1:
-        return _row(entry, _whole(parts[0], text), {})
-    if entry.family == "system" and len(parts) == 1:
-        return _row(entry, parts[0], {})
-    forms = {"attack": "NAME:linf:EPSILON", "corruption": "NAME:SEVERITY", "system": "NAME:OPTION"}
-    raise BadInput(f"noise '{text}'", forms[entry.family], "write for example pgd:linf:2/255 or gaussian_noise:3")
+    options: dict[str, Any] = {}
+    if entry.family == "attack" and len(parts) in (2, 3):
+        norm, epsilon, *queries = parts
+        spec = NoiseSpec("attack", name, norm=norm, severity=epsilon)
+        options = {"norm": norm, "epsilon": epsilon}
+        if queries:
+            options["queries"] = _whole(queries[0], text)
+    elif entry.family == "corruption" and len(parts) == 1:
+        spec = NoiseSpec("corruption", name, severity=_whole(parts[0], text))
+        options = {"severity": spec.severity}
+    elif entry.family == "system" and len(parts) == 1:
+        spec = NoiseSpec("system", name, option=parts[0])
+        options = {"option": parts[0]}
+    else:
+        forms = {"attack": "NAME:NORM:EPSILON", "corruption": "NAME:SEVERITY", "system": "NAME:OPTION"}
+        raise BadInput(f"noise '{text}'", forms[entry.family], "write for example pgd:linf:2/255 or gaussian_noise:3")
+    maker = partial(make, entry.family, name, **options)
+    try:
+        maker()  # refuses bad options now, not in the middle of a sweep
+    except TypeError as error:
+        raise BadInput(f"noise '{text}'", f"options of {name}", "leave out the number of queries") from error
+    return spec, maker
 
 
 def _whole(text: str, noise: str) -> int:
     if not text.isdecimal():
         raise BadInput(f"'{text}' in noise '{noise}'", "a whole number", "write for example gaussian_noise:3")
     return int(text)
-
-
-def _row(entry: Entry, choice: str | int, more: Mapping[str, Any]) -> tuple[NoiseSpec, NoiseMaker]:
-    if entry.family == "attack":
-        spec = NoiseSpec("attack", entry.name, norm="linf", severity=choice)
-        maker = partial(make, "attack", entry.name, epsilon=choice, norm="linf", **more)
-    elif entry.family == "corruption":
-        spec = NoiseSpec("corruption", entry.name, severity=choice)
-        maker = partial(make, "corruption", entry.name, severity=choice)
-    else:
-        spec = NoiseSpec("system", entry.name, option=str(choice))
-        maker = partial(make, "system", entry.name, option=str(choice))
-    maker()  # refuses bad options now, not in the middle of a sweep
-    return spec, maker

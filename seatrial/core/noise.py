@@ -83,12 +83,23 @@ class Attack(ABC):
         """Return inputs that the predictor should get wrong; `rng` holds one generator per sample."""
 
 
+Arithmetic = Literal["as-is", "fp16", "bf16", "int8"]
+Boxes = Literal["as-trained", "decode", "everywhere"]
+
+
 @dataclass(frozen=True)
 class System:
-    """What surrounds the weights in deployment: the pipeline and the arithmetic the graph runs in."""
+    """What surrounds the weights in deployment: the pipeline, the arithmetic, operators of the graph, the decoding.
+
+    `graph` names edits of the float graph by operator, such as `ceil_mode` or `upsample:bilinear`; a recipe planned on
+    the unaltered graph is applied after them. `boxes` says where a detector's boxes are decoded as if their far
+    corner stood one pixel nearer: nowhere, in the decoding alone, or in overlaps and areas too.
+    """
 
     pipeline: Pipeline
-    arithmetic: Literal["as-is", "fp16", "bf16"] = "as-is"
+    arithmetic: Arithmetic = "as-is"
+    graph: tuple[str, ...] = ()
+    boxes: Boxes = "as-trained"
 
 
 class SystemNoise(ABC):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final, get_args
 
 import numpy as np
 import torch
@@ -13,22 +14,53 @@ from torch import Tensor
 
 from seatrial.errors import BadInput, unknown_name
 
+Norm = Literal["linf", "l2", "l1"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+_STATED_ENTRIES = 3 * 224 * 224
 
-def budget(norm: str, epsilon: float | str) -> float:
-    """Return `epsilon` as a number in the scale [0, 1]; text may be a fraction of the scale such as "2/255".
 
-    Raises BadInput for a norm other than `linf` and for an epsilon that is not above 0 and at most 1.
+def budget(norm: str, epsilon: float | str, shape: Sequence[int] | None = None) -> float:
+    """Return `epsilon` as a number in the scale [0, 1] for pictures of `shape` (channels, height, width).
+
+    Text may be a fraction of the scale such as "2/255". Text that ends in "@224" is stated for 3x224x224 pictures and
+    scaled so that the mean change (L1) and the root mean square change (L2) per entry are the same at other sizes;
+    L-inf needs no scaling. Raises BadInput for an unknown norm, for an epsilon that is not above 0, for an L-inf one
+    above 1, and, with `shape`, for an L1 or L2 one above the diameter of the box. Source: RobustMQ's magnitudes are
+    for 3x224x224 (RobustART's driver).
     """
-    if norm != "linf":
-        raise unknown_name("norm", norm, ["linf"])
+    if norm not in NORMS:
+        raise unknown_name("norm", norm, NORMS)
+    text = str(epsilon)
+    stated = text.removesuffix("@224")
     try:
-        above, _, below = epsilon.partition("/") if isinstance(epsilon, str) else (epsilon, "", 1)
+        above, _, below = stated.partition("/")
         value = float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError, TypeError):
+    except (ValueError, ZeroDivisionError):
         value = math.nan
-    if not 0 < value <= 1:
+    wanted = "a number above 0, of pictures in [0, 1]"
+    if not 0 < value < math.inf:
+        raise BadInput(f"epsilon {epsilon!r}", wanted, 'write for example "2/255"')
+    if norm == "linf":
+        if value > 1:
+            likely = (
+                f'"{stated}/255" is meant, perhaps'
+                if "/" not in stated and value <= 255
+                else 'write for example "2/255"'
+            )
+            raise BadInput(f"L-inf epsilon {epsilon!r}", "at most 1, because pictures lie in [0, 1]", likely)
+        return value
+    if shape is None:
+        return value
+    entries = math.prod(shape)
+    if stated != text:
+        share = entries / _STATED_ENTRIES
+        value *= math.sqrt(share) if norm == "l2" else share
+    diameter = math.sqrt(entries) if norm == "l2" else float(entries)
+    if value > diameter:
         raise BadInput(
-            f"epsilon {epsilon!r}", "a number above 0 and at most 1, of pictures in [0, 1]", 'write for example "2/255"'
+            f"{norm} epsilon {epsilon!r} for {entries} entries",
+            f"at most {diameter:g}, the diameter of the box [0, 1]",
+            "lower it: every picture is within reach",
         )
     return value
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final, get_args
+from typing import final
 
 from seatrial.core.noise import System, SystemNoise
 from seatrial.core.pipeline import Decoder
 from seatrial.errors import NoNoise, unknown_name
 
-DECODER_OPTIONS: tuple[Decoder, ...] = get_args(Decoder)
+DECODER_OPTIONS: tuple[Decoder, ...] = ("pillow", "opencv", "pyav")
 
 
 @final

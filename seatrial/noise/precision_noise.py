@@ -8,8 +8,8 @@ from typing import Literal, final, get_args
 from seatrial.core.noise import System, SystemNoise
 from seatrial.errors import NoNoise, unknown_name
 
-Arithmetic = Literal["fp16", "bf16"]
-PRECISION_OPTIONS: tuple[Arithmetic, ...] = get_args(Arithmetic)
+Narrow = Literal["fp16", "bf16"]
+PRECISION_OPTIONS: tuple[Narrow, ...] = get_args(Narrow)
 
 
 @final
@@ -20,7 +20,7 @@ class PrecisionNoise(SystemNoise):
     Raises BadInput for an unknown option. Departures: bf16 is added; INT8, the third of the paper, is a variant here.
     """
 
-    option: Arithmetic
+    option: Narrow
 
     def __post_init__(self) -> None:
         if self.option not in PRECISION_OPTIONS:
