@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from typing import Any
 
-from seatrial.core.noise import NoiseSpec
-from seatrial.errors import BadInput, unknown_name
+from seatrial.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,6 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("target", "litert", "seatrial.deploy.litert:LiteRt", "LiteRT", "extra litert"),
 )
 
-QUICK_QUERIES = 300
-
 NOISE_FAMILIES = ("attack", "corruption", "system")
 
 
@@ -121,70 +116,3 @@ def load(entry: Entry) -> Any:
 def make(family: str, name: str, **options: Any) -> Any:
     """Return a method built with its options; raises BadInput for an unknown name."""
     return load(find(family, name))(**options)
-
-
-NoiseMaker = partial[Any]
-
-
-def noise_plan(noise: str | Iterable[str], *, gradients: bool) -> tuple[tuple[NoiseSpec, NoiseMaker], ...]:
-    """Return the rows of a preset (`none`, `quick`, `full`) or of a list of texts, each with what makes the noise.
-
-    Texts are `attack:linf:EPSILON[:QUERIES]`, `corruption:SEVERITY` and `system:OPTION`. Without `gradients` the quick
-    preset adds Square with 300 queries. Raises BadInput for unknown names and options.
-    """
-    if isinstance(noise, str):
-        if noise == "none":
-            return ()
-        if noise not in ("quick", "full"):
-            return tuple(parse_noise(text) for text in noise.split(","))
-        return tuple(_preset(noise, gradients=gradients))
-    return tuple(parse_noise(text) for text in noise)
-
-
-def _preset(name: str, *, gradients: bool) -> Iterable[tuple[NoiseSpec, NoiseMaker]]:
-    for family in NOISE_FAMILIES:
-        for entry in entries(family).values():
-            chosen = entry.choices if name == "full" else entry.quick
-            queries = ""
-            if entry.name == "square" and name == "quick":
-                chosen = () if gradients else ("linf:2/255",)
-                queries = f":{QUICK_QUERIES}"
-            for choice in chosen:
-                yield parse_noise(f"{entry.name}:{choice}{queries}")
-
-
-def parse_noise(text: str) -> tuple[NoiseSpec, NoiseMaker]:
-    """Read one noise, such as `pgd:linf:2/255`, `gaussian_noise:3` or `resize:opencv-bilinear`."""
-    name, *parts = text.strip().split(":")
-    known = {entry.name: entry for entry in ENTRIES if entry.family in NOISE_FAMILIES}
-    if name not in known:
-        raise unknown_name("noise", name, known)
-    entry = known[name]
-    options: dict[str, Any] = {}
-    if entry.family == "attack" and len(parts) in (2, 3):
-        norm, epsilon, *queries = parts
-        spec = NoiseSpec("attack", name, norm=norm, severity=epsilon)
-        options = {"norm": norm, "epsilon": epsilon}
-        if queries:
-            options["queries"] = _whole(queries[0], text)
-    elif entry.family == "corruption" and len(parts) == 1:
-        spec = NoiseSpec("corruption", name, severity=_whole(parts[0], text))
-        options = {"severity": spec.severity}
-    elif entry.family == "system" and len(parts) == 1:
-        spec = NoiseSpec("system", name, option=parts[0])
-        options = {"option": parts[0]}
-    else:
-        forms = {"attack": "NAME:NORM:EPSILON", "corruption": "NAME:SEVERITY", "system": "NAME:OPTION"}
-        raise BadInput(f"noise '{text}'", forms[entry.family], "write for example pgd:linf:2/255 or gaussian_noise:3")
-    maker = partial(make, entry.family, name, **options)
-    try:
-        maker()  # refuses bad options now, not in the middle of a sweep
-    except TypeError as error:
-        raise BadInput(f"noise '{text}'", f"options of {name}", "leave out the number of queries") from error
-    return spec, maker
-
-
-def _whole(text: str, noise: str) -> int:
-    if not text.isdecimal():
-        raise BadInput(f"'{text}' in noise '{noise}'", "a whole number", "write for example gaussian_noise:3")
-    return int(text)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from seatrial.bench.plan import Plan
-from seatrial.catalogue import noise_plan
 from seatrial.data.decode import library_builds
 from seatrial.data.draw import limit
+from seatrial.jobs.noises import noise_plan
 from seatrial.jobs.settings import Settings
 from seatrial.jobs.subject import Subject
 

@@ -1,0 +1,195 @@
+"""From what a user writes to rows of noise: presets, profiles, single noises and chains of system noises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from seatrial.catalogue import ENTRIES, NOISE_FAMILIES, Entry, entries, make
+from seatrial.core.noise import NoiseSpec
+from seatrial.errors import BadInput, unknown_name
+from seatrial.noise.chain import Chain
+
+NoiseMaker = partial[Any]
+Row = tuple[NoiseSpec, NoiseMaker]
+
+FROM_FLOAT = "from-float"
+"""Marks an attack that is found on the float parent of a variant and judged on the variant (transfer)."""
+QUICK_QUERIES = 300
+PROFILES = ("quick", "robustmq", "sysnoise", "full")
+
+_BENCHMARK = 15
+_LINF = ("linf:0.5/255", "linf:2/255", "linf:8/255")
+# Magnitudes of RobustART's driver (RobustMQ's attacks); L1 and L2 ones are stated for 3x224x224.
+_ROBUSTMQ = {
+    "fgsm": _LINF,
+    "pgd": (
+        *_LINF,
+        *(f"l2:{size}@224" for size in ("0.5", "2", "8")),
+        *(f"l1:{size}@224" for size in (100, 400, 1600)),
+    ),
+    "mim": _LINF,
+    "autoattack": _LINF,
+}
+_SYSNOISE_LEFT_OUT = ("letterbox", "exif", "align_corners")  # not in the paper
+_PLAIN_DECODERS = ("pillow", "opencv", "pyav")
+
+
+def noise_plan(noise: str | Iterable[str], *, gradients: bool) -> tuple[Row, ...]:
+    """Return the rows of a preset (`none`, `quick`, `full`) or of a list of texts, each with what makes the noise.
+
+    Texts are as `parse_noise` takes them. Without `gradients` the quick preset adds Square with 300 queries. Raises
+    BadInput for unknown names and options.
+    """
+    if isinstance(noise, str):
+        if noise == "none":
+            return ()
+        if noise not in ("quick", "full"):
+            return tuple(parse_noise(text) for text in noise.split(","))
+        noise = [text for family in NOISE_FAMILIES for text in profile_texts(noise, family, gradients=gradients)]
+    return tuple(parse_noise(text) for text in noise)
+
+
+def profile_texts(profile: str, family: str, *, gradients: bool) -> tuple[str, ...]:
+    """Return the noises of one family (`attack`, `corruption`, `system`) in a profile, as texts.
+
+    `quick` is that of a trial, `full` everything in the catalogue; `robustmq` has RobustMQ's attacks at its three
+    magnitudes, the 15 corruptions of ImageNet-C and the grid of 3 decoders by 11 resizes; `sysnoise` the system noises
+    of SysNoise alone. Raises BadInput for an unknown profile.
+    """
+    if profile not in PROFILES:
+        raise unknown_name("profile", profile, PROFILES)
+    known = entries(family)
+    if profile == "full":
+        grid = _grid() if family == "system" else ()
+        return (*(f"{name}:{choice}" for name, entry in known.items() for choice in entry.choices), *grid)
+    if profile == "quick":
+        return tuple(_quick(known, gradients=gradients))
+    if profile == "robustmq":
+        if family == "attack":
+            return tuple(f"{name}:{choice}" for name, choices in _ROBUSTMQ.items() for choice in choices)
+        if family == "corruption":
+            return tuple(f"{name}:{choice}" for name in benchmark_corruptions() for choice in known[name].choices)
+        return _grid()
+    if family != "system":
+        return ()
+    return tuple(
+        f"{name}:{choice}"
+        for name, entry in known.items()
+        if name not in _SYSNOISE_LEFT_OUT
+        for choice in entry.choices
+    )
+
+
+def benchmark_corruptions() -> tuple[str, ...]:
+    """Return the 15 corruptions of the ImageNet-C benchmark: the first ones in the catalogue."""
+    return tuple(entries("corruption"))[:_BENCHMARK]
+
+
+def listed(text: str, family: str) -> tuple[str, ...]:
+    """Return the noises in a comma-separated list of `none`, `all`, bare names (all their choices) and single noises.
+
+    Raises BadInput for a name that is not of that family.
+    """
+    known = entries(family)
+    if text == "none":
+        return ()
+    found: list[str] = []
+    for part in (piece.strip() for piece in text.split(",")):
+        names = known if part == "all" else {name: known[name] for name in [part] if name in known}
+        if names:
+            found += [f"{name}:{choice}" for name, entry in names.items() for choice in entry.choices]
+            continue
+        for piece in part.split("+"):
+            if piece.partition(":")[0] not in known:
+                raise unknown_name(family, piece.partition(":")[0], known)
+        found.append(part)
+    return tuple(found)
+
+
+def parse_noise(text: str) -> Row:
+    """Read one noise: `pgd:linf:2/255`, `gaussian_noise:3`, `resize:opencv-bilinear`, or several system noises at once.
+
+    A number behind an epsilon is the number of queries; `from-float` at the end of an attack finds it on the float
+    parent. System noises joined by `+`, such as `decoder:pyav+resize:opencv-area`, act together. Raises BadInput.
+    """
+    parts = [piece.strip() for piece in text.split("+")]
+    if len(parts) == 1:
+        return _single(parts[0])
+    rows = [_single(part) for part in parts]
+    if any(spec.family != "system" for spec, _ in rows):
+        raise BadInput(f"noise '{text}'", "system noises around a +", "ask for attacks and corruptions one by one")
+    spec = NoiseSpec("system", "+".join(s.name for s, _ in rows), option="+".join(str(s.option) for s, _ in rows))
+    return spec, partial(_chain, tuple(maker for _, maker in rows))
+
+
+def text_of(spec: NoiseSpec) -> str:
+    """Return the text that `parse_noise` reads as `spec` (but for a number of queries)."""
+    if spec.family == "system":
+        options = str(spec.option).split("+")
+        return "+".join(f"{name}:{option}" for name, option in zip(spec.name.split("+"), options, strict=True))
+    parts = (spec.name, spec.norm, spec.severity, spec.option)
+    return ":".join(str(part) for part in parts if part is not None)
+
+
+def _chain(makers: tuple[NoiseMaker, ...]) -> Chain:
+    return Chain(parts=tuple(maker() for maker in makers))
+
+
+def _quick(known: dict[str, Entry], *, gradients: bool) -> Iterator[str]:
+    for name, entry in known.items():
+        chosen = entry.quick
+        if name == "square":
+            chosen = () if gradients else (f"linf:2/255:{QUICK_QUERIES}",)
+        yield from (f"{name}:{choice}" for choice in chosen)
+
+
+def _grid() -> tuple[str, ...]:
+    resizes = [choice for choice in entries("system")["resize"].choices if not choice.startswith("torch-")]
+    return tuple(f"decoder:{decoder}+resize:{resize}" for decoder in _PLAIN_DECODERS for resize in resizes)
+
+
+def _single(text: str) -> Row:
+    name, *parts = text.strip().split(":")
+    known = {entry.name: entry for entry in ENTRIES if entry.family in NOISE_FAMILIES}
+    if name not in known:
+        raise unknown_name("noise", name, known)
+    entry = known[name]
+    options: dict[str, Any] = {}
+    if entry.family == "attack" and len(parts) >= 2:
+        norm, epsilon, *more = parts
+        source = None
+        if more and more[-1] == FROM_FLOAT:
+            source = more.pop()
+        if len(more) > 1:
+            raise _malformed(text, "attack")
+        spec = NoiseSpec("attack", name, option=source, norm=norm, severity=epsilon)
+        options = {"norm": norm, "epsilon": epsilon}
+        if more:
+            options["queries"] = _whole(more[0], text)
+    elif entry.family == "corruption" and len(parts) == 1:
+        spec = NoiseSpec("corruption", name, severity=_whole(parts[0], text))
+        options = {"severity": spec.severity}
+    elif entry.family == "system" and len(parts) == 1:
+        spec = NoiseSpec("system", name, option=parts[0])
+        options = {"option": parts[0]}
+    else:
+        raise _malformed(text, entry.family)
+    maker = partial(make, entry.family, name, **options)
+    try:
+        maker()  # refuses bad options now, not in the middle of a sweep
+    except TypeError as error:
+        raise BadInput(f"noise '{text}'", f"options of {name}", "leave out the number of queries") from error
+    return spec, maker
+
+
+def _malformed(text: str, family: str) -> BadInput:
+    forms = {"attack": "NAME:NORM:EPSILON", "corruption": "NAME:SEVERITY", "system": "NAME:OPTION"}
+    return BadInput(f"noise '{text}'", forms[family], "write for example pgd:linf:2/255 or gaussian_noise:3")
+
+
+def _whole(text: str, noise: str) -> int:
+    if not text.isdecimal():
+        raise BadInput(f"'{text}' in noise '{noise}'", "a whole number", "write for example gaussian_noise:3")
+    return int(text)
