@@ -16,8 +16,9 @@ from torch import Tensor
 
 from seatrial.bench.outcome import Outcome, merge
 from seatrial.bench.pictures import Pictures
-from seatrial.bench.plan import Group, Plan, Subject
+from seatrial.bench.plan import FROM_FLOAT, Group, Plan, Subject
 from seatrial.bench.question import cell_of, group_key, victim_of
+from seatrial.bench.references import References, moved
 from seatrial.bench.store import Store
 from seatrial.core.cell import Cell
 from seatrial.core.chance import generator
@@ -40,6 +41,7 @@ def run_group(
     store: Store,
     pictures: Pictures,
     *,
+    references: References | None = None,
     wait: bool = True,
     retry_failed: bool = False,
 ) -> bool:
@@ -59,7 +61,7 @@ def run_group(
         if not mine:
             return False
         wanted = open_cells()  # again, because another process may have finished some before the claim
-        outcomes = answers(group, [subjects[i] for i in wanted], plan, pictures) if wanted else []
+        outcomes = answers(group, [subjects[i] for i in wanted], plan, pictures, references) if wanted else []
         for i, outcome in zip(wanted, outcomes, strict=True):
             store.write(
                 cells[i],
@@ -73,12 +75,19 @@ def run_group(
     return True
 
 
-def answers(group: Group, subjects: Sequence[Subject], plan: Plan, pictures: Pictures) -> list[Outcome]:
-    """Return the outcome of each subject over all batches."""
+def answers(
+    group: Group,
+    subjects: Sequence[Subject],
+    plan: Plan,
+    pictures: Pictures,
+    references: References | None = None,
+) -> list[Outcome]:
+    """Return the outcome of each subject over all batches; a system noise that moves nothing is no noise."""
     nothing = _no_noise(group, plan, pictures)
     if nothing is not None:
         return [nothing] * len(subjects)
-    return [merge([outcome]) for outcome in run_batches(group, subjects, plan, pictures)]
+    found = [merge([outcome]) for outcome in run_batches(group, subjects, plan, pictures, references=references)]
+    return [_unmoved(outcome) or outcome for outcome in found] if isinstance(group.noise, SystemNoise) else found
 
 
 def run_batches(
@@ -88,6 +97,7 @@ def run_batches(
     pictures: Pictures,
     *,
     shard: tuple[int, int] = (0, 1),
+    references: References | None = None,
 ) -> list[Outcome]:
     """Return the outcome of each subject on the batches whose number is `shard[0]` modulo `shard[1]`.
 
@@ -96,7 +106,7 @@ def run_batches(
     share, shares = shard
     if not 0 <= share < shares:
         raise ValueError(f"shard {share} of {shares}")
-    bench = _Bench(group, plan, pictures)
+    bench = _Bench(group, plan, pictures, references or References())
     with _threads(plan.threads), _altered(bench, subjects) as predictors:
         runs = [_Run(subject, predictor, _access(group, subject)) for subject, predictor in zip(subjects, predictors)]
         for number in range(share, len(plan.batches), shares):
@@ -135,12 +145,14 @@ class _Scene:
     inputs: Tensor
     columns: dict[str, pa.Array]
     bad: dict[str, str]
+    undisturbed: Tensor
+    """The same samples as the pipeline of the plan loads them; `inputs` itself for all but system noises."""
 
 
 @final
 class _Bench:
-    def __init__(self, group: Group, plan: Plan, pictures: Pictures) -> None:
-        self.group, self.plan, self.pictures = group, plan, pictures
+    def __init__(self, group: Group, plan: Plan, pictures: Pictures, references: References) -> None:
+        self.group, self.plan, self.pictures, self.references = group, plan, pictures, references
 
     @property
     def system(self) -> System:
@@ -167,6 +179,7 @@ class _Bench:
         bad = dict(loaded.bad)
         columns: dict[str, pa.Array] = {}
         pairs = list(zip(loaded.samples, loaded.pictures, strict=True))
+        undisturbed: Tensor | None = None
         if isinstance(noise, SystemNoise):
             pipeline = noise.alter(self.system).pipeline
             other = loaded if pipeline == plan.pipeline else self.pictures.batch(number, pipeline)
@@ -175,6 +188,8 @@ class _Bench:
             pairs = [(sample, picture) for sample, picture in pairs if sample.id in found]
             moved = [_difference(picture, found[sample.id]) for sample, picture in pairs]
             columns["picture_difference"] = pa.array(moved, pa.float32())
+            if any(moved):
+                undisturbed = _stacked([self._input(pair) for pair in pairs])
             pairs = [(sample, found[sample.id]) for sample, _ in pairs]
         if isinstance(noise, Corruption):
             assert spec is not None
@@ -186,14 +201,15 @@ class _Bench:
 
             tensors = self.pictures.map(corrupted, pairs)
         else:
-            # An array sample is seen unrounded, as it came.
-            tensors = [
-                to_input(picture) if sample.array is None else load_input(plan.pipeline, sample)
-                for sample, picture in pairs
-            ]
-        inputs = torch.stack(tensors) if tensors else torch.empty(0)
-        samples = [sample for sample, _ in pairs]
-        return _Scene([sample.id for sample in samples], [sample.label for sample in samples], inputs, columns, bad)
+            tensors = [self._input(pair) for pair in pairs]
+        inputs = _stacked(tensors)
+        ids, labels = [sample.id for sample, _ in pairs], [sample.label for sample, _ in pairs]
+        return _Scene(ids, labels, inputs, columns, bad, inputs if undisturbed is None else undisturbed)
+
+    def _input(self, pair: tuple[Sample, Picture]) -> Tensor:
+        sample, picture = pair
+        # An array sample is seen unrounded, as it came.
+        return to_input(picture) if sample.array is None else load_input(self.plan.pipeline, sample)
 
     def _judge(
         self, run: _Run, scene: _Scene, perturbed: dict[int, Perturbation | Outcome], number: int
@@ -202,12 +218,9 @@ class _Bench:
             return replace(run.predictor, ended_at=number)
         inputs, columns = scene.inputs, scene.columns
         if isinstance(self.group.noise, Attack):
-            victim, _ = victim_of(self.group.noise, run.subject)
+            victim, _ = victim_of(self.group, run.subject)
             if victim is None:
-                wanted = "gradients" if "gradients" in self.group.noise.needs else "scores"
-                raise NotApplicable(
-                    f"the attack needs {wanted}, and {run.subject.target} gives none and has no surrogate"
-                )
+                raise NotApplicable(_no_victim(self.group, run.subject))
             # Subjects that share a surrogate share what was found on it.
             if id(victim) not in perturbed:
                 attack = self.group.noise
@@ -221,7 +234,11 @@ class _Bench:
                 "queries": pa.array(np.asarray(found.queries, dtype=np.int64)),
             }
         with torch.no_grad():
-            table = self.plan.task.answer(run.predictor(inputs), scene.ids, scene.labels)
+            outputs = run.predictor(inputs)
+            table = self.plan.task.answer(outputs, scene.ids, scene.labels)
+            if isinstance(self.group.noise, SystemNoise):
+                reference = self.references.outputs(run.subject.predictor, scene.ids, scene.undisturbed)
+                columns = {**columns, **moved(self.plan.task, reference, outputs, len(scene.ids))}
         for name, column in columns.items():
             table = table.append_column(name, column)
         return table
@@ -244,11 +261,34 @@ def _no_noise(group: Group, plan: Plan, pictures: Pictures) -> Outcome | None:
         altered = noise.alter(system)
         if altered.pipeline != system.pipeline and plan.dataset[0].encoded is None:
             raise NotApplicable("the samples are arrays at network size: nothing is decoded or resized")
-        if altered.arithmetic == system.arithmetic and pictures.same(system.pipeline, altered.pipeline):
-            builds = ", ".join(f"{name} {version}" for name, version in sorted(library_builds().items()))
-            raise NoNoise(f"all {len(plan.dataset)} pictures are identical on this build ({builds})")
+        if replace(altered, pipeline=system.pipeline) == system and pictures.same(system.pipeline, altered.pipeline):
+            raise NoNoise(f"all {len(plan.dataset)} pictures are identical on this build ({_builds()})")
 
     return _attempt(look, 0)
+
+
+def _unmoved(outcome: Outcome) -> Outcome | None:
+    """Return that a system noise left every picture and every output as it was, None where it did not."""
+    table = outcome.table
+    if table is None or any(np.any(table.column(name)) for name in ("picture_difference", "output_difference")):
+        return None
+    return Outcome("no-noise", f"all {len(table)} outputs are identical on this build ({_builds()})", ended_at=0)
+
+
+def _builds() -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(library_builds().items()))
+
+
+def _no_victim(group: Group, subject: Subject) -> str:
+    if group.spec is not None and group.spec.option == FROM_FLOAT:
+        return f"{subject.name} on {subject.target} has no float parent to find the attack on"
+    assert isinstance(group.noise, Attack)
+    if "gradients" in group.noise.needs:
+        return (
+            f"the attack needs gradients, and {subject.target} gives none and has no surrogate; square, which needs "
+            "scores, and hopskipjump, which needs labels, would work"
+        )
+    return f"the attack needs {' and '.join(sorted(group.noise.needs))}, and {subject.target} gives no scores"
 
 
 @contextmanager
@@ -260,7 +300,7 @@ def _altered(bench: _Bench, subjects: Sequence[Subject]) -> Iterator[list[Predic
         system = _attempt(lambda: noise.alter(bench.system), 0)
         if isinstance(system, Outcome):
             opened = [system] * len(subjects)
-        elif system.arithmetic != "as-is":
+        elif replace(system, pipeline=bench.system.pipeline) != bench.system:
             opened = [_attempt(partial(_under, subject, system), 0) for subject in subjects]
     try:
         yield opened
@@ -272,7 +312,8 @@ def _altered(bench: _Bench, subjects: Sequence[Subject]) -> Iterator[list[Predic
 
 def _under(subject: Subject, system: System) -> Predictor:
     if subject.alter is None:
-        raise NotApplicable(f"{subject.name} on {subject.target} cannot run in {system.arithmetic}")
+        wanted = [*system.graph, *([] if system.arithmetic == "as-is" else [system.arithmetic])]
+        raise NotApplicable(f"{subject.name} on {subject.target} cannot run with {' and '.join(wanted)}")
     return subject.alter(system)
 
 
@@ -300,7 +341,7 @@ def _said(error: Exception) -> str:
 
 
 def _access(group: Group, subject: Subject) -> Access | None:
-    return victim_of(group.noise, subject)[1] if isinstance(group.noise, Attack) else None
+    return victim_of(group, subject)[1]
 
 
 def _finished(store: Store, cell: Cell, retry_failed: bool) -> bool:
@@ -310,6 +351,10 @@ def _finished(store: Store, cell: Cell, retry_failed: bool) -> bool:
 def _difference(first: Picture, second: Picture) -> float:
     """Mean absolute difference of two pictures in units of 0 to 255."""
     return float(np.abs(first.pixels.astype(np.int16) - second.pixels.astype(np.int16)).mean())
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)) if tensors else torch.empty(0)
 
 
 def _background(task: Task) -> int:

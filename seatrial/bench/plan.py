@@ -23,8 +23,9 @@ class Subject:
 
     `digest` stands for all that its answers depend on: weights, recipe, runtime and its settings. `surrogate` gives
     gradients to attacks: the predictor itself where that is a graph (white-box), the simulated graph of a deployed
-    predictor (transfer), or None. `alter` returns the predictor under another arithmetic and may raise
-    NotApplicable; None where the target has one arithmetic only.
+    predictor (transfer), or None. `parent` is the float network that a quantized one was made from, for attacks that
+    are found there and judged here. `alter` returns the predictor in another system (arithmetic, operators) and may
+    raise NotApplicable or NoNoise; None where the target has one only.
     """
 
     name: str
@@ -33,12 +34,16 @@ class Subject:
     digest: str
     surrogate: Predictor | None = None
     alter: Callable[[System], Predictor] | None = None
+    parent: Predictor | None = None
 
     def close(self) -> None:
-        """Free the predictor and the surrogate."""
-        self.predictor.close()
-        if self.surrogate is not None and self.surrogate is not self.predictor:
-            self.surrogate.close()
+        """Free the predictor, the surrogate and the parent."""
+        for predictor in {id(p): p for p in (self.predictor, self.surrogate, self.parent) if p is not None}.values():
+            predictor.close()
+
+
+FROM_FLOAT = "from-float"
+"""The option of an attack that is found on the subjects' parent."""
 
 
 @final

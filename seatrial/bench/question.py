@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seatrial.bench.plan import Group, Noise, Plan, Subject
+from seatrial.bench.plan import FROM_FLOAT, Group, Noise, Plan, Subject
 from seatrial.core.cell import Cell, digest, question
 from seatrial.core.noise import Access, Attack
 from seatrial.core.predictor import Predictor
@@ -24,7 +24,7 @@ def cell_of(group: Group, subject: Subject, plan: Plan) -> Cell:
         "variant": subject.name,
         "target": subject.target,
         "subject": subject.digest,
-        "access": victim_of(group.noise, subject)[1] if isinstance(group.noise, Attack) else None,
+        "access": victim_of(group, subject)[1],
     }
     return Cell(subject.name, subject.target, group.spec, question(**parts))
 
@@ -37,11 +37,18 @@ def group_key(group: Group, plan: Plan) -> str:
     return digest(question(**_parts(group, plan)))
 
 
-def victim_of(attack: Attack, subject: Subject) -> tuple[Predictor | None, Access | None]:
-    """Return which predictor the attack looks into, and what that access is called; (None, None) where none will do.
+def victim_of(group: Group, subject: Subject) -> tuple[Predictor | None, Access | None]:
+    """Return which predictor an attack looks into, and what that access is called; (None, None) where none will do.
 
-    Gradients come from the surrogate. An attack that needs scores or labels only asks the judged predictor itself.
+    Gradients come from the surrogate, or from the parent where the group says so. An attack that needs scores or
+    labels only asks the judged predictor itself.
     """
+    attack = group.noise
+    if not isinstance(attack, Attack):
+        return None, None
+    if group.spec is not None and group.spec.option == FROM_FLOAT:
+        usable = subject.parent is not None and attack.needs <= subject.parent.gives
+        return (subject.parent, "transfer") if usable else (None, None)
     if "gradients" in attack.needs:
         if subject.surrogate is None or not attack.needs <= subject.surrogate.gives:
             return None, None

@@ -10,6 +10,7 @@ from typing import final
 from seatrial.bench.group import run_group
 from seatrial.bench.pictures import Pictures
 from seatrial.bench.plan import Plan, Subject
+from seatrial.bench.references import References
 from seatrial.bench.store import Store
 
 OpenSubjects = Callable[[], Sequence[Subject]]
@@ -24,6 +25,7 @@ class Worker:
         self._store = Store(folder, create=False)
         self._plan, self._retry_failed = plan, retry_failed
         self._pictures = Pictures(plan, folder / "cache")
+        self._references = References()
         self._groups = plan.groups
         self._subjects = list(open_subjects())
 
@@ -35,6 +37,7 @@ class Worker:
             self._plan,
             self._store,
             self._pictures,
+            references=self._references,
             wait=wait,
             retry_failed=self._retry_failed,
         )

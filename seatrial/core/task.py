@@ -65,6 +65,17 @@ class Classification(Task):
         # Contiguous rows, so that a sum over classes does not depend on the batch around a sample.
         return outputs.detach()[:, self.labels.background :].float().contiguous().cpu().numpy()
 
+    def divergence(self, reference: Tensor, outputs: Tensor) -> np.ndarray:
+        """Return KL(reference || outputs) of the class probabilities, float64 [batch] in nats; NaN scores give NaN."""
+        logs = []
+        for scores in (self.scores(reference), self.scores(outputs)):
+            values = scores.astype(np.float64)
+            if self.probabilities:
+                values = np.log(np.maximum(values, 1e-12))
+            values -= values.max(1, keepdims=True)
+            logs.append(values - np.log(np.exp(values).sum(1, keepdims=True)))
+        return np.maximum((np.exp(logs[0]) * (logs[0] - logs[1])).sum(1), 0)
+
     def answer(self, outputs: Tensor, ids: Sequence[str], labels: Sequence[int]) -> pa.Table:
         """Return the records of one batch; the first of equal scores wins.
 

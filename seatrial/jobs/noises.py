@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from seatrial.bench.plan import FROM_FLOAT
 from seatrial.catalogue import ENTRIES, NOISE_FAMILIES, Entry, entries, make
 from seatrial.core.noise import NoiseSpec
 from seatrial.errors import BadInput, unknown_name
@@ -14,8 +15,6 @@ from seatrial.noise.chain import Chain
 NoiseMaker = partial[Any]
 Row = tuple[NoiseSpec, NoiseMaker]
 
-FROM_FLOAT = "from-float"
-"""Marks an attack that is found on the float parent of a variant and judged on the variant (transfer)."""
 QUICK_QUERIES = 300
 PROFILES = ("quick", "robustmq", "sysnoise", "full")
 

@@ -43,7 +43,7 @@ def example_pictures(plan: Plan, subjects: Sequence[SweptSubject]) -> list[dict[
                 pixels = (clean.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
                 changed = to_input(Picture(noise.corrupt(pixels, rng=rng), pixels.shape[:2]))
             elif isinstance(noise, Attack):
-                victim = next((v for s in subjects for v in [victim_of(noise, s)[0]] if v is not None), None)
+                victim = next((v for s in subjects for v in [victim_of(group, s)[0]] if v is not None), None)
                 if victim is None:
                     continue
                 labels = torch.tensor([sample.label + known.background])
