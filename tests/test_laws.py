@@ -43,10 +43,17 @@ BY_RANGE = PlacementRules("by range", "by-range", operator_outputs=False)
 # (family, name): the options to run it with; for a system noise also the one field that it may change.
 Options = Mapping[str, Any]
 ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
-    ("corruption", "gaussian_noise"): tuple({"severity": severity} for severity in SEVERITIES),
-    ("corruption", "motion_blur"): tuple({"severity": severity} for severity in SEVERITIES),
-    ("corruption", "brightness"): tuple({"severity": severity} for severity in SEVERITIES),
-    ("corruption", "jpeg_compression"): tuple({"severity": severity} for severity in SEVERITIES),
+    **{
+        ("corruption", name): tuple({"severity": severity} for severity in SEVERITIES)
+        for name in (
+            *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "defocus_blur", "gaussian_blur"),
+            *("motion_blur", "zoom_blur", "snow", "frost", "fog", "spatter", "brightness", "contrast", "saturate"),
+            *("elastic_transform", "pixelate", "jpeg_compression"),
+        )
+    },
+    ("corruption", "glass_blur"): tuple(
+        {"severity": severity, "mode": mode} for severity in SEVERITIES for mode in ("reference", "clean")
+    ),
     ("attack", "fgsm"): ({"epsilon": "8/255"},),
     ("attack", "pgd"): (
         {"epsilon": "8/255", "steps": 4},

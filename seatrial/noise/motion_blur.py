@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import final
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 
 from seatrial.core.noise import Corruption
+from seatrial.noise.line_blur import line_blur
 from seatrial.noise.severity import at_severity, require_picture
 
 _RADIUS_AND_SIGMA_PX = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))
@@ -40,30 +39,6 @@ class MotionBlur(Corruption):
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Return the blurred picture; raises BadInput unless it is uint8 RGB."""
         require_picture(picture)
-        height, width = picture.shape[:2]
-        weights = self._weights(rng.uniform(-45.0, 45.0), height, width)
-        down, right = (max(0, *(shift[axis] for shift in weights)) for axis in (0, 1))
-        up, left = (max(0, *(-shift[axis] for shift in weights)) for axis in (0, 1))
-        wide = cv2.copyMakeBorder(picture, down, up, right, left, cv2.BORDER_REPLICATE).astype(np.float32)
-        blurred = np.full(picture.shape, _FLAT, dtype=np.float32)
-        for (dy, dx), weight in weights.items():
-            top, start = down - dy, right - dx
-            cv2.scaleAdd(wide[top : top + height, start : start + width], weight, blurred, dst=blurred)
+        radius_px, sigma_px = at_severity(_RADIUS_AND_SIGMA_PX, self.severity)
+        blurred = line_blur(picture, radius_px, sigma_px, rng.uniform(-45.0, 45.0), _FLAT)
         return np.clip(blurred, 0, 255, out=blurred).astype(np.uint8)
-
-    def _weights(self, angle_deg: float, height: int, width: int) -> dict[tuple[int, int], float]:
-        """Return the weight of every shift (dy, dx) in whole pixels, down and right positive."""
-        radius, sigma = at_severity(_RADIUS_AND_SIGMA_PX, self.severity)
-        bell = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
-        bell /= bell.sum()
-        # The detour over the length of the line is the original's; it decides ties such as i * sin(-30 degrees).
-        angle_rad, taps = np.deg2rad(angle_deg), len(bell)
-        fall, run = taps * np.sin(angle_rad), taps * np.cos(angle_rad)
-        length = math.hypot(fall, run)
-        weights: dict[tuple[int, int], float] = {}
-        for i, weight in enumerate(bell.tolist()):
-            shift = -math.ceil(i * fall / length - 0.5), -math.ceil(i * run / length - 0.5)
-            if abs(shift[0]) >= height or abs(shift[1]) >= width:
-                break
-            weights[shift] = weights.get(shift, 0.0) + weight
-        return weights

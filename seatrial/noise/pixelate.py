@@ -1,0 +1,42 @@
+"""Pixelate: a small picture was blown up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from seatrial.core.noise import Corruption
+from seatrial.noise.severity import at_severity, require_picture
+
+_SCALE = (0.6, 0.5, 0.4, 0.3, 0.25)
+"""Side of the small picture, of 1 (hendrycks/robustness, make_imagenet_c.py)."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Pixelate(Corruption):
+    """Shrink with Pillow's box filter and enlarge again with it (Hendrycks and Dietterich 2019, arXiv 1903.12261).
+
+    Raises BadInput for a severity other than 1 to 5.
+    Departures: none. imagecorruptions enlarges with the nearest pixel instead, which puts some edges elsewhere.
+    """
+
+    severity: int
+
+    def __post_init__(self) -> None:
+        at_severity(_SCALE, self.severity)
+
+    def corrupt(
+        self, picture: UInt8[np.ndarray, "height width 3"], *, rng: np.random.Generator
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Return the coarse picture, drawing nothing from `rng`; raises BadInput unless it is uint8 RGB."""
+        require_picture(picture)
+        height, width = picture.shape[:2]
+        scale = at_severity(_SCALE, self.severity)
+        small = (max(1, int(width * scale)), max(1, int(height * scale)))
+        coarse = Image.fromarray(picture).resize(small, Image.Resampling.BOX)
+        return np.array(coarse.resize((width, height), Image.Resampling.BOX))
