@@ -26,11 +26,13 @@ class Resize:
 class Letterbox:
     """Shrink or enlarge into `crop_px` with the aspect ratio kept, and fill the rest with the grey level `value`.
 
-    `centered` puts the picture in the middle (YOLOv5 and later), else in the upper left corner (YOLOX).
+    `centered` puts the picture in the middle and rounds its short side (YOLOv5 and later); else it stands in the upper
+    left corner and the short side is cut to whole pixels (YOLOX). Without `keep_ratio` it is stretched over the input.
     """
 
     value: int = 114
     centered: bool = False
+    keep_ratio: bool = True
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,38 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where the source stands in the network's input: input_px = source_px * scale + offset_px, as (rows, columns).
+
+    Coordinates count from the outer edge of the first pixel, so that a box keeps its borders; what lies outside the
+    input was cropped away. The scale is that of the whole pixels the picture was resized to, each axis by itself.
+    """
+
+    scale: tuple[float, float]
+    offset_px: tuple[int, int]
+
+    def to_input(self, boxes_px: Float[np.ndarray, "boxes 4"]) -> Float[np.ndarray, "boxes 4"]:
+        """Return boxes of the source (x1, y1, x2, y2) in pixels of the input, not clipped."""
+        (scale_y, scale_x), (top, left) = self.scale, self.offset_px
+        return boxes_px * (scale_x, scale_y, scale_x, scale_y) + np.array((left, top, left, top), dtype=np.float64)
+
+    def to_source(self, boxes_px: Float[np.ndarray, "boxes 4"]) -> Float[np.ndarray, "boxes 4"]:
+        """Return boxes of the input (x1, y1, x2, y2) in pixels of the source, not clipped."""
+        (scale_y, scale_x), (top, left) = self.scale, self.offset_px
+        return (boxes_px - np.array((left, top, left, top), dtype=np.float64)) / (scale_x, scale_y, scale_x, scale_y)
+
+
+@dataclass(frozen=True)
 class Picture:
-    """A decoded picture: uint8 HWC RGB, and the size (height, width) in pixels of the source it was cut from."""
+    """A decoded picture: uint8 HWC RGB, and the size (height, width) in pixels of the source it was cut from.
+
+    `placement` is the map from and to the source; None where it was not kept (`seatrial.data.load.placed` gives it
+    from the pipeline and the size of the source).
+    """
 
     pixels: UInt8[np.ndarray, "height width 3"]
     source_size_px: tuple[int, int]
+    placement: Placement | None = None
 
 
 @runtime_checkable

@@ -7,28 +7,28 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from seatrial.core.pipeline import Pipeline, Resize
-from seatrial.core.sample import Picture, Sample
+from seatrial.core.pipeline import Letterbox, Pipeline, Resize
+from seatrial.core.sample import Picture, Placement, Sample
 from seatrial.data.bad_sample import BadSample
 from seatrial.data.decode import MAX_PIXELS, decode
 from seatrial.data.resize import resize
 
 
 def load(pipeline: Pipeline, sample: Sample) -> Picture:
-    """Return the picture of `sample` at network size: decoded, resized, cropped around its center.
+    """Return the picture of `sample` at network size: decoded, resized, cropped around its center or letterboxed.
 
     Equal to torchvision's `Resize(short side)` and `CenterCrop` on a Pillow image, bit for bit: the long side is
     rounded down, the crop's offset is rounded half to even (down where the pipeline says so), and a picture that its
     resize left smaller than the crop is padded with black. A picture that is not resized (no `Resize`, or
-    `skip_up_to`) and does not cover the crop is enlarged until it does. An `array` sample, already at network size, is
-    rounded to 8 bits.
+    `skip_up_to`) and does not cover the crop is enlarged until it does. With a letterbox it is resized once, to fit.
+    An `array` sample, already at network size, is rounded to 8 bits.
     Raises BadSample where the file cannot be decoded, where a long thin picture would be resized to more than 100
     megapixels, and where an array has not the network's size.
     """
     if sample.array is not None:
         _refuse_other_size(pipeline, sample.array)
         pixels = np.ascontiguousarray(np.rint(sample.array.transpose(1, 2, 0) * 255).clip(0, 255).astype(np.uint8))
-        return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+        return Picture(pixels, (pixels.shape[0], pixels.shape[1]), Placement((1.0, 1.0), (0, 0)))
     if sample.encoded is None:
         raise BadSample("neither encoded bytes nor an array")
     pixels = decode(sample.encoded, pipeline.decoder)
@@ -38,7 +38,16 @@ def load(pipeline: Pipeline, sample: Sample) -> Picture:
         raise BadSample(f"{source_px[1]}x{source_px[0]} pixels would be resized to {size_px[1]}x{size_px[0]}")
     how = pipeline.resize or Resize()
     pixels = resize(pixels, size_px, how.library, how.interpolation)
-    return Picture(_center_crop(pixels, pipeline), source_px)
+    placement = placed(pipeline, source_px)
+    fill = 0 if pipeline.letterbox is None else pipeline.letterbox.value
+    return Picture(_framed(pixels, pipeline.crop_px, placement.offset_px, fill), source_px, placement)
+
+
+def placed(pipeline: Pipeline, source_px: tuple[int, int]) -> Placement:
+    """Return where a picture of size `source_px` (height, width) stands in the network's input."""
+    size_px = resized_size_px(pipeline, source_px)
+    offset_px = tuple(_offset_px(pipeline, side, crop) for side, crop in zip(size_px, pipeline.crop_px))
+    return Placement((size_px[0] / source_px[0], size_px[1] / source_px[1]), (offset_px[0], offset_px[1]))
 
 
 def to_input(picture: Picture) -> Float[Tensor, "3 height width"]:
@@ -64,8 +73,10 @@ def default_pipeline(crop_px: tuple[int, int]) -> Pipeline:
 
 
 def resized_size_px(pipeline: Pipeline, source_px: tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) of a picture of size `source_px` after the pipeline's resize, before the crop."""
+    """Return (height, width) of a picture of size `source_px` after the pipeline's resize, before crop or filling."""
     height, width = source_px
+    if pipeline.letterbox is not None:
+        return _fitting(source_px, pipeline.crop_px, pipeline.letterbox)
     how = pipeline.resize
     skipped = how is None or (how.short_side_px is None and how.exact_px is None)
     if how is not None and how.skip_up_to is not None:
@@ -90,16 +101,39 @@ def _covering(source_px: tuple[int, int], crop_px: tuple[int, int]) -> tuple[int
     return max(crop_height, crop_width * height // width), crop_width
 
 
-def _center_crop(
-    pixels: UInt8[np.ndarray, "height width 3"], pipeline: Pipeline
+def _fitting(source_px: tuple[int, int], crop_px: tuple[int, int], how: Letterbox) -> tuple[int, int]:
+    """Return the largest size with the source's ratio that fits; one side is the crop's, the other at least 1."""
+    if not how.keep_ratio:
+        return crop_px
+    (height, width), (crop_height, crop_width) = source_px, crop_px
+    # One division of whole numbers: a ratio rounded before it is multiplied may fall a pixel short.
+    whole = round if how.centered else int
+    if crop_height * width <= crop_width * height:  # the height decides
+        return crop_height, max(1, whole(crop_height * width / height))
+    return max(1, whole(crop_width * height / width)), crop_width
+
+
+def _offset_px(pipeline: Pipeline, side_px: int, crop_px: int) -> int:
+    """Return where a resized side starts in the crop: negative where it is cut, positive where it is padded."""
+    if pipeline.letterbox is not None:
+        return (crop_px - side_px) // 2 if pipeline.letterbox.centered else 0
+    if side_px < crop_px:
+        return (crop_px - side_px) // 2
+    halved = round if pipeline.odd_margin == "even" else int
+    return -halved((side_px - crop_px) / 2)
+
+
+def _framed(
+    pixels: UInt8[np.ndarray, "height width 3"], crop_px: tuple[int, int], offset_px: tuple[int, int], fill: int
 ) -> UInt8[np.ndarray, "crop_height crop_width 3"]:
-    crop_px, halved = pipeline.crop_px, round if pipeline.odd_margin == "even" else int
-    missing = [max(0, crop - side) for crop, side in zip(crop_px, pixels.shape)]
-    if any(missing):
-        rows, columns = ((lack // 2, (lack + 1) // 2) for lack in missing)
-        pixels = np.pad(pixels, (rows, columns, (0, 0)))
-    top, left = (halved((side - crop) / 2) for side, crop in zip(pixels.shape, crop_px))
-    return np.ascontiguousarray(pixels[top : top + crop_px[0], left : left + crop_px[1]])
+    top, left = (max(0, -offset) for offset in offset_px)
+    pixels = pixels[top : top + crop_px[0], left : left + crop_px[1]]
+    if pixels.shape[:2] == crop_px:
+        return np.ascontiguousarray(pixels)
+    framed = np.full((*crop_px, 3), fill, dtype=np.uint8)
+    top, left = (max(0, offset) for offset in offset_px)
+    framed[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return framed
 
 
 def _refuse_other_size(pipeline: Pipeline, array: np.ndarray) -> None:
