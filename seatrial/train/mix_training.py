@@ -104,9 +104,7 @@ def variants(
     return torch.stack([loaded[i] for i in kept], dim=1), tuple(pipelines[i] for i in kept)
 
 
-def pictures(
-    pipeline: Pipeline, samples: Dataset, *, workers: int = 1
-) -> UInt8[Tensor, "samples 3 height width"]:
+def pictures(pipeline: Pipeline, samples: Dataset, *, workers: int = 1) -> UInt8[Tensor, "samples 3 height width"]:
     """Return every sample at network size, in order, as 8-bit RGB; arrays are rounded to 8 bits."""
     found = np.empty((len(samples), 3, *pipeline.crop_px), dtype=np.uint8)
 

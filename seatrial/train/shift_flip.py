@@ -34,7 +34,7 @@ class ShiftFlip:
     ) -> Float[Tensor, "batch 3 height width"]:
         """Return the pictures in [0, 1], each moved by a draw of its own; float pictures are taken as they are."""
         count, _, height, width = pictures.shape
-        reach = [int(round(self.share * side)) for side in (height, width)]
+        reach = [round(self.share * side) for side in (height, width)]
         moved = [
             torch.from_numpy(rng.integers(-most, most + 1, count))[:, None] + torch.arange(side)
             for most, side in zip(reach, (height, width), strict=True)

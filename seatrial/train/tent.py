@@ -28,8 +28,8 @@ class Tent:
     `steps` steps of Adam at `rate` down the mean entropy of a batch's answers. `episodic` begins each batch anew from
     the weights that were given; else what was learned stays for the next batch, as in the paper's online setting, and
     answers depend on the order of batches. Raises BadInput for options out of range.
-    Departures: episodic by default, so that equal inputs get equal answers; then, unlike online, where answers are those
-    before the last step, the answers are those behind it, since the step would have no effect otherwise.
+    Departures: episodic by default, so that equal inputs get equal answers; answers are then those behind the last
+    step, which would have no effect otherwise, and online those before it, as in the paper.
     """
 
     rate: float = 1e-3
@@ -38,7 +38,9 @@ class Tent:
 
     def __post_init__(self) -> None:
         if not self.rate > 0 or self.steps < 1:
-            raise BadInput(f"rate {self.rate}, {self.steps} steps", "a rate above 0 and at least 1 step", "correct them")
+            raise BadInput(
+                f"rate {self.rate}, {self.steps} steps", "a rate above 0 and at least 1 step", "correct them"
+            )
 
     def adapting(self, graph: Graph) -> TentPredictor:
         """Return a predictor that adapts a copy of `graph`; raises BadInput for a graph without norms to adapt.

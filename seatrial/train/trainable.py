@@ -29,9 +29,7 @@ class _BatchNorm(nn.Module):
         # A momentum of None is captured as 0 in eval mode; statistics would never move.
         self.momentum = momentum if momentum > 0 else _DEFAULT_MOMENTUM
 
-    def forward(
-        self, x: Tensor, gain: Tensor | None, offset: Tensor | None, mean: Tensor, variance: Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, gain: Tensor | None, offset: Tensor | None, mean: Tensor, variance: Tensor) -> Tensor:
         if self.norms == "batch":
             return F.batch_norm(x, None, None, gain, offset, True, 0.0, self.eps)
         # One value a channel has no variance: such a batch is normalized as in evaluation.
@@ -70,7 +68,9 @@ def trained(graph: Graph, module: fx.GraphModule) -> Graph:
     for target in dict.fromkeys(str(node.target) for node in new.nodes() if node.op == "get_attr"):
         value = attribute(module, target).detach().clone()
         was = attribute(graph.module, target)
-        _assign(new.module, target, nn.Parameter(value, requires_grad=False) if isinstance(was, nn.Parameter) else value)
+        _assign(
+            new.module, target, nn.Parameter(value, requires_grad=False) if isinstance(was, nn.Parameter) else value
+        )
     return finished(new)
 
 
