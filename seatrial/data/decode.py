@@ -1,10 +1,11 @@
-"""From the bytes of an image file to uint8 RGB, by Pillow, OpenCV or PyAV."""
+"""From the bytes of an image file to uint8 RGB, by the decoder of choice."""
 
 from __future__ import annotations
 
 import io
 import re
 from importlib.metadata import version
+from typing import get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -23,12 +24,16 @@ from PIL import (
 
 from seatrial.core.pipeline import Decoder
 from seatrial.data.bad_sample import BadSample
-from seatrial.errors import NotApplicable, unknown_name
+from seatrial.data.decode_camera import decode_camera
+from seatrial.data.decode_pyav import PYAV_CODECS, decode_pyav
+from seatrial.data.decode_turbo import decode_turbo, turbo_builds
+from seatrial.errors import BadInput, NotApplicable, unknown_name
 
 MAX_PIXELS = 100_000_000
 """Pictures of exactly 100 megapixels are decoded, larger ones are refused before decoding."""
 
-DECODERS: tuple[Decoder, ...] = ("pillow", "opencv", "pyav")
+DECODERS: tuple[Decoder, ...] = get_args(Decoder)
+JPEG_DECODERS: tuple[Decoder, ...] = ("turbo-fast-dct", "turbo-plain-chroma", "camera-yuv")
 
 # A closed list, found by the first bytes: Pillow itself would try every format it knows, and some of them (EPS)
 # run an interpreter. The classes are called directly because Image.open warns from 89 megapixels on and its limit is
@@ -42,26 +47,28 @@ _FORMATS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
     (re.compile(rb"P[456]\s"), PpmImagePlugin.PpmImageFile),
     (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
 )
-_AV_CODECS = {"JPEG": "mjpeg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
+_INVERSE = {6: 8, 8: 6}
+"""The EXIF orientation that undoes another; the other six undo themselves."""
 
 
-def decode(encoded: bytes, decoder: Decoder = "pillow") -> UInt8[np.ndarray, "height width 3"]:
-    """Decode an image file (JPEG, PNG, GIF, WebP, TIFF, BMP, PNM) to uint8 HWC RGB, upright.
+def decode(encoded: bytes, decoder: Decoder = "pillow", *, upright: bool = True) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode an image file (JPEG, PNG, GIF, WebP, TIFF, BMP, PNM) to uint8 HWC RGB.
 
-    Alike for every decoder: Pillow reads the header and judges whether the file is whole (OpenCV and PyAV accept
-    some truncated files), the EXIF orientation is applied, alpha is dropped and colour profiles are ignored (as
+    Alike for every decoder: Pillow reads the header and judges whether the file is whole (the others accept some
+    truncated files), `upright` applies the EXIF orientation, alpha is dropped and colour profiles are ignored (as
     torchvision's loader does), of 16 bits the upper 8 are kept, of an animation the first frame.
     What a GIF shows where it is transparent is left to each library.
     Raises BadSample for an empty, corrupt or truncated file, for one above 100 megapixels (before decoding) and for
-    32-bit pixels; NotApplicable where PyAV has no decoder for the format.
+    32-bit pixels; NotApplicable where the decoder does not take the format (`turbo-*` and `camera-yuv` take JPEG
+    alone); BadInput for an unknown decoder and where the package behind `turbo-*` is not installed.
     """
     if decoder not in DECODERS:
         raise unknown_name("decoder", decoder, DECODERS)
     # Broad on purpose: broken files make the libraries raise anything from SyntaxError to struct.error, and one bad
     # file must not end a run. Nothing is swallowed: each failure is the reason of a listed sample.
     try:
-        return _decode(encoded, decoder)
-    except (BadSample, NotApplicable):
+        return _decode(encoded, decoder, upright)
+    except (BadSample, NotApplicable, BadInput):
         raise
     except Exception as failure:
         said = " ".join(str(failure).split())[:200]
@@ -80,7 +87,7 @@ def image_size_px(encoded: bytes) -> tuple[int, int]:
 
 
 def library_builds() -> dict[str, str]:
-    """Return the versions of the decoding libraries and of the JPEG code inside them."""
+    """Return the versions of the libraries that decode and resize, and of the JPEG code inside them."""
     import cv2
 
     found = {
@@ -97,7 +104,7 @@ def library_builds() -> dict[str, str]:
     found["pyav"] = av.__version__
     for library in ("libavcodec", "libswscale"):
         found[library] = ".".join(str(part) for part in av.library_versions[library])
-    return found
+    return found | turbo_builds() | {"torch": version("torch")}
 
 
 def _open(encoded: bytes) -> ImageFile.ImageFile:
@@ -115,10 +122,15 @@ def _open(encoded: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _decode(encoded: bytes, decoder: Decoder) -> UInt8[np.ndarray, "height width 3"]:
+def _decode(encoded: bytes, decoder: Decoder, upright: bool) -> UInt8[np.ndarray, "height width 3"]:
     image = _open(encoded)
-    if decoder == "pyav" and image.format not in _AV_CODECS:
-        raise NotApplicable(f"PyAV is not used for {image.format} files")
+    image_format = str(image.format)
+    if decoder == "pyav" and image_format not in PYAV_CODECS:
+        raise NotApplicable(f"PyAV is not used for {image_format} files")
+    if decoder in JPEG_DECODERS and image_format != "JPEG":
+        raise NotApplicable(f"{decoder} decodes JPEG files alone, this is {image_format}")
+    # Pillow and OpenCV turn a TIFF by themselves, after which its orientation is gone.
+    turned = _orientation(image) if image_format == "TIFF" else 1
     image.load()  # for every decoder: raises where the file is not whole
     if image.mode.startswith("F") or (image.mode.startswith("I") and not _is_16_bit(image)):
         raise BadSample(f"32-bit pixels (mode {image.mode})")
@@ -126,12 +138,18 @@ def _decode(encoded: bytes, decoder: Decoder) -> UInt8[np.ndarray, "height width
         pixels = _to_rgb(image)
     elif decoder == "opencv":
         pixels = _by_opencv(encoded)
+    elif decoder == "pyav":
+        pixels = decode_pyav(encoded, image_format)
+    elif decoder == "camera-yuv":
+        pixels = decode_camera(encoded)
     else:
-        pixels = _by_pyav(encoded, str(image.format))
+        plain = decoder == "turbo-plain-chroma"
+        pixels = decode_turbo(encoded, fast_dct=not plain, plain_chroma=plain)
     if pixels.shape[:2] != (image.size[1], image.size[0]):
         raise BadSample(f"{decoder} reads {pixels.shape[1]}x{pixels.shape[0]} pixels, the header says {image.size}")
-    # Pillow and OpenCV turn a TIFF by themselves.
-    return pixels if image.format == "TIFF" else _upright(pixels, _orientation(image))
+    if image_format == "TIFF":
+        return pixels if upright else _turned(pixels, _INVERSE.get(turned, turned))
+    return _turned(pixels, _orientation(image)) if upright else pixels
 
 
 def _is_16_bit(image: ImageFile.ImageFile) -> bool:
@@ -159,23 +177,6 @@ def _by_opencv(encoded: bytes) -> UInt8[np.ndarray, "height width 3"]:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _by_pyav(encoded: bytes, image_format: str) -> UInt8[np.ndarray, "height width 3"]:
-    import av
-    from av.error import FFmpegError
-    from av.video.codeccontext import VideoCodecContext
-
-    codec = av.CodecContext.create(_AV_CODECS[image_format], "r")
-    assert isinstance(codec, VideoCodecContext)
-    codec.thread_count = 1
-    try:
-        frames = [*codec.decode(av.Packet(encoded)), *codec.decode(None)]
-    except FFmpegError as failure:
-        raise NotApplicable(f"PyAV cannot decode this {image_format} file: {failure.strerror}") from failure
-    if not frames:
-        raise NotApplicable(f"PyAV finds no picture in this {image_format} file")
-    return np.ascontiguousarray(frames[0].to_ndarray(format="rgb24"))
-
-
 def _orientation(image: ImageFile.ImageFile) -> int:
     # Unreadable EXIF is no reason to refuse readable pixels: they stay as they are stored.
     try:
@@ -185,7 +186,7 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _upright(pixels: UInt8[np.ndarray, "height width 3"], orientation: int) -> UInt8[np.ndarray, "height width 3"]:
+def _turned(pixels: UInt8[np.ndarray, "height width 3"], orientation: int) -> UInt8[np.ndarray, "height width 3"]:
     # EXIF 2.32, tag 0x0112: 5 to 8 exchange rows and columns, the others only mirror.
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)

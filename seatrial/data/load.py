@@ -10,12 +10,13 @@ from torch import Tensor
 from seatrial.core.pipeline import Letterbox, Pipeline, Resize
 from seatrial.core.sample import Picture, Placement, Sample
 from seatrial.data.bad_sample import BadSample
+from seatrial.data.color import through_yuv
 from seatrial.data.decode import MAX_PIXELS, decode
 from seatrial.data.resize import resize
 
 
 def load(pipeline: Pipeline, sample: Sample) -> Picture:
-    """Return the picture of `sample` at network size: decoded, resized, cropped around its center or letterboxed.
+    """Return the picture of `sample` at network size: decoded, through its color, resized, cropped or letterboxed.
 
     Equal to torchvision's `Resize(short side)` and `CenterCrop` on a Pillow image, bit for bit: the long side is
     rounded down, the crop's offset is rounded half to even (down where the pipeline says so), and a picture that its
@@ -31,7 +32,7 @@ def load(pipeline: Pipeline, sample: Sample) -> Picture:
         return Picture(pixels, (pixels.shape[0], pixels.shape[1]), Placement((1.0, 1.0), (0, 0)))
     if sample.encoded is None:
         raise BadSample("neither encoded bytes nor an array")
-    pixels = decode(sample.encoded, pipeline.decoder)
+    pixels = through_yuv(decode(sample.encoded, pipeline.decoder, upright=pipeline.exif), pipeline.color)
     source_px = (pixels.shape[0], pixels.shape[1])
     size_px = resized_size_px(pipeline, source_px)
     if size_px[0] * size_px[1] > MAX_PIXELS:
