@@ -32,6 +32,7 @@ _SYSNOISE = "SysNoise, Wang et al. 2023"
 _RESIZES = (
     *(f"pillow-{name}" for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")),
     *(f"opencv-{name}" for name in ("nearest", "bilinear", "area", "bicubic", "lanczos")),
+    *(f"torch-{name}" for name in ("nearest", "bilinear", "bilinear-antialias", "bicubic", "bicubic-antialias")),
 )
 
 
@@ -86,8 +87,23 @@ ENTRIES: tuple[Entry, ...] = (
         "decoder",
         "decoder_noise:DecoderNoise",
         "encoded pictures",
+        ("pillow", "opencv", "pyav", "turbo-fast-dct", "turbo-plain-chroma", "camera-yuv"),
         ("pillow", "opencv", "pyav"),
-        ("pillow", "opencv", "pyav"),
+    ),
+    _system(
+        "color",
+        "color_noise:ColorNoise",
+        "encoded pictures",
+        ("yuv444-exact", "yuv444-integer", "nv12-exact", "nv12-integer"),
+    ),
+    Entry("system", "exif", "seatrial.noise.exif_noise:ExifNoise", "EXIF 2.32", "encoded pictures", ("ignored",)),
+    Entry(
+        "system",
+        "letterbox",
+        "seatrial.noise.letterbox_noise:LetterboxNoise",
+        "YOLOv5, YOLOX",
+        "encoded pictures that are letterboxed",
+        ("0", "114", "128", "centered", "corner", "stretched"),
     ),
     _system(
         "precision",

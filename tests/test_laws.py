@@ -21,7 +21,7 @@ from seatrial import catalogue
 from seatrial.core.chance import generator
 from seatrial.core.graph import Graph, GraphPredictor, Normalization, capture
 from seatrial.core.noise import Attack, Corruption, System, SystemNoise
-from seatrial.core.pipeline import Pipeline, Resize
+from seatrial.core.pipeline import Letterbox, Pipeline, Resize
 from seatrial.core.placement import PlacementRules
 from seatrial.core.precision import Bits, Precision
 from seatrial.core.quantizer import Quantizer
@@ -36,7 +36,7 @@ from seatrial.quant.placement import place
 
 SEVERITIES = (1, 2, 3, 4, 5)
 EPSILON = 8 / 255
-SYSTEM = System(Pipeline((32, 32), Resize(short_side_px=36)))
+SYSTEM = System(Pipeline((32, 32), Resize(short_side_px=36), letterbox=Letterbox(value=114)))
 UNSIGNED = PlacementRules("unsigned", "unsigned", operator_outputs=True)
 BY_RANGE = PlacementRules("by range", "by-range", operator_outputs=False)
 
@@ -60,8 +60,14 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
         {"epsilon": "8/255", "steps": 4, "stop_early": True, "random_start": False},
     ),
     ("attack", "square"): ({"epsilon": "8/255", "queries": 20},),
-    ("system", "resize"): ({"option": "opencv-bilinear"}, {"option": "pillow-lanczos"}, {"option": "pillow-bilinear"}),
-    ("system", "decoder"): ({"option": "opencv"}, {"option": "pyav"}, {"option": "pillow"}),
+    ("system", "resize"): (
+        *({"option": option} for option in ("opencv-bilinear", "pillow-lanczos", "torch-bicubic-antialias")),
+        {"option": "pillow-bilinear"},
+    ),
+    ("system", "decoder"): tuple({"option": option} for option in ("opencv", "pyav", "camera-yuv", "pillow")),
+    ("system", "color"): tuple({"option": option} for option in ("yuv444-exact", "nv12-integer")),
+    ("system", "exif"): ({"option": "ignored"},),
+    ("system", "letterbox"): tuple({"option": option} for option in ("0", "114", "centered", "stretched")),
     ("system", "precision"): ({"option": "fp16"}, {"option": "bf16"}),
     ("quantizer", "nearest"): (
         {},
@@ -77,7 +83,21 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
     ("target", "openvino"): ({},),
     ("target", "litert"): ({},),
 }
-ALTERS = {"resize": "pipeline.resize", "decoder": "pipeline.decoder", "precision": "arithmetic"}
+ALTERS = {
+    "resize": "pipeline.resize",
+    "decoder": "pipeline.decoder",
+    "color": "pipeline.color",
+    "exif": "pipeline.exif",
+    "letterbox": "pipeline.letterbox",
+    "precision": "arithmetic",
+}
+NAMED = {
+    ("exif", "ignored"): False,
+    ("letterbox", "0"): Letterbox(value=0),
+    ("letterbox", "centered"): Letterbox(value=114, centered=True),
+    ("letterbox", "stretched"): Letterbox(value=114, keep_ratio=False),
+}
+"""What the one field becomes, where that is not the option itself."""
 
 
 def rows(family: str) -> list[Any]:
@@ -255,7 +275,7 @@ def test_system_noise(name: str, options: Options) -> None:
     try:
         altered = noise.alter(SYSTEM)
     except NoNoise:
-        assert options["option"] in ("pillow", "pillow-bilinear")  # what SYSTEM does already
+        assert options["option"] in ("pillow", "pillow-bilinear", "114")  # what SYSTEM does already
         return
     finally:
         assert leaves(SYSTEM) == before
@@ -266,7 +286,7 @@ def test_system_noise(name: str, options: Options) -> None:
         library, _, interpolation = options["option"].partition("-")
         assert altered.pipeline.resize == Resize(short_side_px=36, library=library, interpolation=interpolation)
     else:
-        assert leaves(altered)[ALTERS[name]] == options["option"]
+        assert leaves(altered)[ALTERS[name]] == NAMED.get((name, options["option"]), options["option"])
     with pytest.raises(NoNoise):
         noise.alter(altered)
 
