@@ -42,7 +42,7 @@ def trainable(graph: Graph, *, norms: Norms = "live") -> fx.GraphModule:
 
     Parameters of the graph learn, and so do constants that convolutions and linear operators read as weight or bias.
     Batch norms with fixed statistics become modules that follow `norms` and the mode of the whole. The graph is
-    unchanged; names of parameters and of nodes stay, but for those of batch norms.
+    unchanged; names of parameters and of nodes stay.
 
     Departures: the capture has removed dropout and stochastic depth, so a network trains without them.
     """
@@ -107,8 +107,5 @@ def _exchange(module: fx.GraphModule, node: fx.Node, norms: Norms, name: str) ->
     assert isinstance(momentum, float)
     assert isinstance(eps, float)
     module.add_submodule(name, _BatchNorm(norms, momentum, eps))
-    with module.graph.inserting_before(node):
-        new = module.graph.call_module(name, node.args[:5])
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    module.graph.erase_node(node)
+    # In place, so that the node keeps its name.
+    node.op, node.target, node.args = "call_module", name, node.args[:5]
