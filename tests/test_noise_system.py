@@ -19,10 +19,11 @@ from seatrial.errors import BadInput, NoNoise, NotApplicable
 from seatrial.noise.decoder_noise import DECODER_OPTIONS, DecoderNoise
 from seatrial.noise.identity import same_pictures
 from seatrial.noise.precision_noise import PRECISION_OPTIONS, PrecisionNoise
-from seatrial.noise.resize_noise import RESIZE_OPTIONS, ResizeNoise
+from seatrial.noise.resize_noise import RESIZE_OPTIONS, TORCH_RESIZE_OPTIONS, ResizeNoise
 
 PIPELINE = Pipeline((32, 32), Resize(short_side_px=40), decoder="pillow")
 SYSTEM = System(PIPELINE)
+ALL_RESIZES = (*RESIZE_OPTIONS, *TORCH_RESIZE_OPTIONS)
 
 
 def sample(height: int = 90, width: int = 70) -> Sample:
@@ -37,11 +38,14 @@ def test_the_eleven_resizes_of_sysnoise() -> None:
     opencv = {f"opencv-{name}" for name in ("nearest", "bilinear", "area", "bicubic", "lanczos")}
     assert set(RESIZE_OPTIONS) == pillow | opencv
     assert len(RESIZE_OPTIONS) == 11
-    assert set(DECODER_OPTIONS) == {"pillow", "opencv", "pyav"}
+    assert set(TORCH_RESIZE_OPTIONS) == {
+        f"torch-{name}" for name in ("nearest", "bilinear", "bilinear-antialias", "bicubic", "bicubic-antialias")
+    }
+    assert set(DECODER_OPTIONS) == {"pillow", "opencv", "pyav", "turbo-fast-dct", "turbo-plain-chroma", "camera-yuv"}
     assert set(PRECISION_OPTIONS) == {"fp16", "bf16"}
 
 
-@pytest.mark.parametrize("option", [option for option in RESIZE_OPTIONS if option != "pillow-bilinear"])
+@pytest.mark.parametrize("option", [option for option in ALL_RESIZES if option != "pillow-bilinear"])
 def test_resize_changes_library_and_filter_alone(option: str) -> None:
     altered = ResizeNoise(option=option).alter(SYSTEM)
     resize_now = altered.pipeline.resize
@@ -52,7 +56,7 @@ def test_resize_changes_library_and_filter_alone(option: str) -> None:
     assert System(Pipeline((32, 32), Resize(short_side_px=40))) == SYSTEM  # the argument is unchanged
 
 
-@pytest.mark.parametrize("option", RESIZE_OPTIONS)
+@pytest.mark.parametrize("option", ALL_RESIZES)
 def test_every_resize_is_the_loaders_filter_of_that_name(option: str) -> None:
     """The loaded picture is the named filter's result, cut to the crop by hand."""
     system = System(Pipeline((32, 32), Resize(exact_px=(32, 32), library="pillow", interpolation="bilinear")))
@@ -62,7 +66,7 @@ def test_every_resize_is_the_loaders_filter_of_that_name(option: str) -> None:
         return
     encoded = sample().encoded
     assert encoded is not None
-    library, name = option.split("-")
+    library, _, name = option.partition("-")
     expected = resize(decode(encoded, "pillow"), (32, 32), library, name)  # type: ignore[arg-type]
     assert np.array_equal(load(ResizeNoise(option=option).alter(system).pipeline, sample()).pixels, expected)
 
@@ -73,7 +77,7 @@ def test_a_pipeline_without_resize_has_no_resize_noise(how: Resize | None) -> No
         ResizeNoise(option="opencv-area").alter(System(Pipeline((32, 32), how)))
 
 
-@pytest.mark.parametrize("option", ["opencv", "pyav"])
+@pytest.mark.parametrize("option", ["opencv", "pyav", "camera-yuv"])
 def test_decoder_changes_the_decoder_alone(option: str) -> None:
     altered = DecoderNoise(option=option).alter(SYSTEM)  # type: ignore[arg-type]
     assert altered.pipeline.decoder == option
