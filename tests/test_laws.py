@@ -33,12 +33,21 @@ from seatrial.errors import NoNoise, NotApplicable
 from seatrial.numerics.batch_norm import fold_batch_norm
 from seatrial.numerics.ranges import Observed, Range, grid_for
 from seatrial.quant.placement import place
+from seatrial.quant.qat import WEIGHTED_ONLY, QatMethod, placed, prepare
+from seatrial.train.objective import Objective
+from seatrial.train.tent import Tent
 
 SEVERITIES = (1, 2, 3, 4, 5)
 EPSILON = 8 / 255
 SYSTEM = System(Pipeline((32, 32), Resize(short_side_px=36), letterbox=Letterbox(value=114)))
 UNSIGNED = PlacementRules("unsigned", "unsigned", operator_outputs=True)
 BY_RANGE = PlacementRules("by range", "by-range", operator_outputs=False)
+
+
+def nudged(module: nn.Module, inputs: Tensor, labels: Tensor, rng: np.random.Generator) -> Tensor:
+    """An attack for adversarial training: one random step."""
+    return (inputs + 0.01 * torch.from_numpy(rng.standard_normal(inputs.shape, dtype=np.float32))).clamp(0, 1)
+
 
 # (family, name): the options to run it with; for a system noise also the one field that it may change.
 Options = Mapping[str, Any]
@@ -74,6 +83,13 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
         {"bias_correction": False, "equalization": "none"},
         {"equalization": "cross-layer"},
     ),
+    ("qat", "dorefa"): ({}, {"clip": 1.0}),
+    ("qat", "pact"): ({},),
+    ("qat", "lsq"): ({},),
+    ("mitigation", "mix"): ({},),
+    ("mitigation", "augmix"): ({}, {"agreement": 0.0}),
+    ("mitigation", "adversarial"): ({"attack": nudged}, {"attack": nudged, "clean": 0.5}),
+    ("mitigation", "tent"): ({},),
     ("ranges", "minmax"): ({},),
     ("ranges", "percentile"): ({},),
     ("ranges", "mse"): ({},),
@@ -121,6 +137,8 @@ def test_every_method_is_of_its_family_and_final(entry: catalogue.Entry) -> None
         "attack": Attack,
         "system": SystemNoise,
         "quantizer": Quantizer,
+        "qat": QatMethod,
+        "mitigation": (Objective, Tent),
         "ranges": Range,
         "target": Target,
     }
@@ -362,6 +380,61 @@ def test_a_quantizer_rounds_what_it_is_asked_for_alone(name: str, options: Optio
     assert planned(graph, quantizer, {}).rounds == ()
     for site in list(everything)[:4]:
         assert [edit.site for edit in planned(graph, quantizer, {site: everything[site]}).rounds] == [site]
+
+
+# Training
+
+
+@pytest.mark.parametrize(("name", "options"), rows("qat"))
+def test_qat(name: str, options: Options, graph: Graph) -> None:
+    method: QatMethod = catalogue.make("qat", name, **options)
+    before, code = state_of(graph.module), graph.module.code
+    precision = placed(graph, WEIGHTED_ONLY, Bits(4, 4))
+    prepared = prepare(method, graph, [batch(5), batch(6)], precision)
+    twin = prepare(method, graph, [batch(5), batch(6)], precision)
+    assert set(prepared.rounds) == set(precision)
+    float_graph, recipe = prepared.converted()
+    assert {edit.site for edit in recipe.rounds} == set(precision)
+    assert recipe.signature == signature(float_graph)
+    for edit in recipe.rounds:
+        assert isinstance(edit.grid, Affine)
+        assert edit.grid.bits == precision[edit.site].bits
+    with torch.no_grad():
+        assert torch.equal(prepared.module(batch(7)), twin.module(batch(7)))
+    loss = nn.functional.cross_entropy(prepared.module(batch(7)), torch.arange(6) % 4) + method.penalty(prepared.module)
+    loss.backward()
+    gradients = [value.grad for value in prepared.module.parameters()]
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+    assert_untouched(graph.module, before)
+    assert graph.module.code == code
+
+
+@pytest.mark.parametrize(("name", "options"), rows("mitigation"))
+def test_mitigation(name: str, options: Options, module: Classifier, graph: Graph) -> None:
+    mitigation: Objective | Tent = catalogue.make("mitigation", name, **options)
+    if isinstance(mitigation, Tent):
+        before = state_of(graph.module)
+        predictor, inputs = mitigation.adapting(graph), batch(3)
+        first = predictor(inputs)
+        assert not torch.equal(first, graph.module(inputs))
+        assert torch.equal(predictor(inputs), first)
+        assert torch.equal(inputs, batch(3))
+        assert_untouched(graph.module, before)
+        return
+    learning, inputs, labels = copy.deepcopy(module).train(), batch(3), torch.arange(6) % 4
+    learning.head.eval()
+    given = (torch.stack([inputs, inputs.flip(3)], 1) * 255).byte() if name == "mix" else inputs
+    kept, before = given.clone(), state_of(learning)
+    twin = copy.deepcopy(learning)
+    loss = mitigation.loss(learning, given, labels, rng=generator(0, name))
+    assert torch.equal(mitigation.loss(twin, given, labels, rng=generator(0, name)), loss)
+    assert torch.equal(given, kept)
+    after = state_of(learning)
+    assert after["modes"] == before["modes"]
+    assert all(torch.equal(after["tensors"][key], before["tensors"][key]) for key, _ in learning.named_parameters())
+    loss.backward()
+    assert loss.ndim == 0
+    assert all(value.grad is not None and bool(value.grad.isfinite().all()) for value in learning.parameters())
 
 
 @pytest.mark.parametrize("values", ["both signs", "positive", "negative", "zero"])

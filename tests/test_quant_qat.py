@@ -155,7 +155,7 @@ def test_training_learns_and_leaves_the_graph_alone(name: str, graph: Graph) -> 
     first = F.cross_entropy(prepared.module(pictures), labels).detach()
     fitted(prepared, method, epochs=10, rate=0.2)
     last = F.cross_entropy(prepared.module(pictures), labels).detach()
-    assert float(last) < 0.8 * float(first)
+    assert float(last) < 0.9 * float(first)
     assert graph.module.code == code
     assert all(torch.equal(value, before[key]) for key, value in graph.module.state_dict().items())
     assert not any(value.requires_grad for value in graph.module.parameters())
