@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from seatrial.core.cell import Cell, digest, question
 from seatrial.core.chance import generator
 from seatrial.core.precision import INTEGER_BITS, Bits
+from seatrial.core.sample import Sample
 from seatrial.core.task import Classification, LabelMap
 from seatrial.errors import BadInput
 
@@ -102,6 +104,10 @@ def test_questions_hold_only_what_json_can(value: object) -> None:
         question(value=value)
 
 
+def labelled(ids: Iterable[str], labels: Iterable[int]) -> list[Sample]:
+    return [Sample(name, label) for name, label in zip(ids, labels, strict=True)]
+
+
 def by_hand(scores: list[float], label: int, probabilities: bool) -> tuple[int, bool, bool, float, float]:
     """Answer one sample in plain Python."""
     answer = max(range(len(scores)), key=lambda i: (scores[i], -i))
@@ -127,7 +133,7 @@ def test_records_are_those_of_plain_python(
     labels = rng.integers(0, classes, batch).tolist()
     ids = [f"s{i}" for i in range(batch)]
     task = Classification(LabelMap(background=background), probabilities=probabilities)
-    table = task.answer(outputs, ids, labels)
+    table = task.answer(outputs, labelled(ids, labels), ())
     assert table.schema == Classification.SCHEMA
     for row, values, label, name in zip(table.to_pylist(), scores.tolist(), labels, ids, strict=True):
         answer, correct, top5, confidence, margin = by_hand(values, label, probabilities)
@@ -145,20 +151,21 @@ def test_a_record_depends_on_its_own_sample_alone(seed: int, background: int) ->
     labels = torch.randint(0, 1000, (17,), generator=generator).tolist()
     ids = [str(i) for i in range(17)]
     task = Classification(LabelMap(background=background))
-    whole = task.answer(outputs, ids, labels)
+    samples = labelled(ids, labels)
+    whole = task.answer(outputs, samples, ())
     order = torch.randperm(17, generator=generator).tolist()
-    shuffled = task.answer(outputs[order], [ids[i] for i in order], [labels[i] for i in order])
-    transposed = task.answer(outputs.T.contiguous().T, ids, labels)  # other strides, equal values
+    shuffled = task.answer(outputs[order], [samples[i] for i in order], ())
+    transposed = task.answer(outputs.T.contiguous().T, samples, ())  # other strides, equal values
     assert transposed.equals(whole)
     for position, i in enumerate(order):
-        alone = task.answer(outputs[i : i + 1], [ids[i]], [labels[i]])
+        alone = task.answer(outputs[i : i + 1], [samples[i]], ())
         assert alone.equals(whole.slice(i, 1))
         assert shuffled.slice(position, 1).equals(whole.slice(i, 1))
 
 
 def test_a_score_that_is_no_number_is_never_right() -> None:
     outputs = torch.tensor([[float("nan"), 1.0], [float("nan"), float("nan")], [3.0, 1.0]])
-    rows = Classification().answer(outputs, ["a", "b", "c"], [1, 0, 0]).to_pylist()
+    rows = Classification().answer(outputs, labelled("abc", [1, 0, 0]), ()).to_pylist()
     assert [row["correct"] for row in rows] == [False, False, True]
     assert [row["in_top5"] for row in rows] == [False, False, True]
     assert [row["confidence"] for row in rows][:2] == [0, 0]
@@ -168,10 +175,10 @@ def test_a_score_that_is_no_number_is_never_right() -> None:
 def test_outputs_are_not_changed_and_bad_ones_are_refused() -> None:
     outputs = torch.randn(2, 3, requires_grad=True)
     kept = outputs.detach().clone()
-    Classification().answer(outputs, ["a", "b"], [0, 1])
+    Classification().answer(outputs, labelled("ab", [0, 1]), ())
     assert torch.equal(outputs.detach(), kept)
     for labels in ([0, 3], [-1, 0]):
         with pytest.raises(BadInput, match=f"label {max(labels, key=abs)}"):
-            Classification().answer(outputs, ["a", "b"], labels)
+            Classification().answer(outputs, labelled("ab", labels), ())
     with pytest.raises(BadInput, match="pass a classifier"):
-        Classification().answer(torch.zeros(2, 3, 4), ["a", "b"], [0, 1])
+        Classification().answer(torch.zeros(2, 3, 4), labelled("ab", [0, 1]), ())

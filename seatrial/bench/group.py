@@ -140,13 +140,17 @@ class _Run:
 class _Scene:
     """One batch as the subjects see it, with the columns that it adds to their records."""
 
-    ids: list[str]
-    labels: list[int]
+    samples: list[Sample]
+    pictures: list[Picture]
     inputs: Tensor
     columns: dict[str, pa.Array]
     bad: dict[str, str]
     undisturbed: Tensor
     """The same samples as the pipeline of the plan loads them; `inputs` itself for all but system noises."""
+
+    @property
+    def ids(self) -> list[str]:
+        return [sample.id for sample in self.samples]
 
 
 @final
@@ -165,7 +169,7 @@ class _Bench:
             result = scene if isinstance(scene, Outcome) else None
             if isinstance(scene, _Scene):
                 run.bad.update(scene.bad)
-                if not scene.ids:
+                if not scene.samples:
                     continue
                 result = _attempt(lambda run=run: self._judge(run, scene, perturbed, number), number)
             if isinstance(result, Outcome):
@@ -203,8 +207,8 @@ class _Bench:
         else:
             tensors = [self._input(pair) for pair in pairs]
         inputs = _stacked(tensors)
-        ids, labels = [sample.id for sample, _ in pairs], [sample.label for sample, _ in pairs]
-        return _Scene(ids, labels, inputs, columns, bad, inputs if undisturbed is None else undisturbed)
+        samples, pictures = [sample for sample, _ in pairs], [picture for _, picture in pairs]
+        return _Scene(samples, pictures, inputs, columns, bad, inputs if undisturbed is None else undisturbed)
 
     def _input(self, pair: tuple[Sample, Picture]) -> Tensor:
         sample, picture = pair
@@ -235,7 +239,7 @@ class _Bench:
             }
         with torch.no_grad():
             outputs = run.predictor(inputs)
-            table = self.plan.task.answer(outputs, scene.ids, scene.labels)
+            table = self.plan.task.answer(outputs, scene.samples, scene.pictures)
             if isinstance(self.group.noise, SystemNoise):
                 reference = self.references.outputs(run.subject.predictor, scene.ids, scene.undisturbed)
                 columns = {**columns, **moved(self.plan.task, reference, outputs, len(scene.ids))}
@@ -246,7 +250,9 @@ class _Bench:
     def _perturb(self, attack: Attack, victim: Predictor, scene: _Scene) -> Perturbation:
         assert self.group.spec is not None
         chance = [sample_generator(self.plan.seed, self.group.spec, name) for name in scene.ids]
-        labels = torch.tensor(scene.labels, dtype=torch.int64) + _background(self.plan.task)
+        labels = torch.tensor([sample.label for sample in scene.samples], dtype=torch.int64) + _background(
+            self.plan.task
+        )
         return attack.perturb(victim, scene.inputs, labels, rng=chance)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, TypeVar, final
 
@@ -18,7 +18,7 @@ from seatrial.core.pipeline import Pipeline
 from seatrial.core.sample import Picture, Sample
 from seatrial.data.bad_sample import BadSample
 from seatrial.data.decode import library_builds
-from seatrial.data.load import load
+from seatrial.data.load import load, placed
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -93,7 +93,10 @@ class Pictures:
         key = self._key(number, pipeline) if cache else ""
         kept = cache.get(key) if cache else None
         if kept is not None and len(kept[0]) == len(samples):
-            return kept
+            found, bad = kept
+            return [
+                picture and replace(picture, placement=placed(pipeline, picture.source_size_px)) for picture in found
+            ], bad
 
         def one(sample: Sample) -> Picture | str:
             try:

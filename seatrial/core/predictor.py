@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -16,8 +16,9 @@ class Predictor(ABC):
     """An eager module, a captured graph, a runtime session or an endpoint.
 
     Vision predictors take float32 NCHW RGB in [0, 1] of any batch size and give float32 [batch, classes] for
-    classification. Laws: equal inputs give equal outputs; inputs are not changed; a predictor without
-    `gradients` returns tensors detached from its inputs.
+    classification; each task says what it reads (a list with an entry a picture, tensors side by side). Laws: equal
+    inputs give equal outputs; inputs are not changed; a predictor without `gradients` returns tensors detached from
+    its inputs.
     """
 
     @property
@@ -26,7 +27,7 @@ class Predictor(ABC):
         """What this predictor can give to an attack: `gradients`, `logits`, `labels`."""
 
     @abstractmethod
-    def __call__(self, inputs: Inputs) -> Tensor:
+    def __call__(self, inputs: Inputs) -> Any:
         """Return the outputs for one batch."""
 
     def close(self) -> None:

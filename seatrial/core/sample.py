@@ -9,15 +9,21 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from seatrial.core.truth import Truth
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled input: `encoded` bytes of an image file, or `array` (float32 CHW RGB in [0, 1]) at network size."""
+    """One labelled input: `encoded` bytes of an image file, or `array` (float32 CHW RGB in [0, 1]) at network size.
+
+    `label` is its class; where more is known than a class (boxes, masks, tokens), that is `target`, and the label 0.
+    """
 
     id: str
     label: int
     encoded: bytes | None = None
     array: np.ndarray | None = None
+    target: Truth | None = None
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from seatrial.core.sample import Picture, Sample
 from seatrial.errors import BadInput
 
 
@@ -27,8 +29,11 @@ class Task(ABC):
     """Turns outputs into per-sample records. Law: a record depends on its own sample's output alone."""
 
     @abstractmethod
-    def answer(self, outputs: Tensor, ids: Sequence[str], labels: Sequence[int]) -> pa.Table:
-        """Return one row per sample with at least `sample` (string), in the order of `ids`."""
+    def answer(self, outputs: Any, samples: Sequence[Sample], pictures: Sequence[Picture]) -> pa.Table:
+        """Return one row per sample with at least `sample` (string), in the order of `samples`.
+
+        `pictures` hold how each sample stands in the network's input; tasks that do not look back take none.
+        """
 
 
 @dataclass(frozen=True)
@@ -76,15 +81,15 @@ class Classification(Task):
             logs.append(values - np.log(np.exp(values).sum(1, keepdims=True)))
         return np.maximum((np.exp(logs[0]) * (logs[0] - logs[1])).sum(1), 0)
 
-    def answer(self, outputs: Tensor, ids: Sequence[str], labels: Sequence[int]) -> pa.Table:
+    def answer(self, outputs: Tensor, samples: Sequence[Sample], pictures: Sequence[Picture] = ()) -> pa.Table:
         """Return the records of one batch; the first of equal scores wins.
 
         Raises BadInput for a label outside the model's classes.
         """
         scores = self.scores(outputs)
-        wanted = np.asarray(labels, dtype=np.int64)
+        wanted = np.array([sample.label for sample in samples], dtype=np.int64)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < scores.shape[1]:
-            outside = next(label for label in labels if not 0 <= label < scores.shape[1])
+            outside = next(label for label in wanted.tolist() if not 0 <= label < scores.shape[1])
             raise BadInput(f"label {outside}", f"0 to {scores.shape[1] - 1}", "pass the data of this model's classes")
         unusable = np.isnan(scores).any(1)
         scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)
@@ -98,7 +103,7 @@ class Classification(Task):
             confidence = shifted[rows, best] / np.maximum(shifted.sum(1), np.float32(1e-30))
             margin = own - others.max(1)
         columns = [
-            pa.array(list(ids), pa.string()),
+            pa.array([sample.id for sample in samples], pa.string()),
             pa.array(wanted, pa.int32()),
             pa.array(best, pa.int32()),
             pa.array((best == wanted) & ~unusable),

@@ -16,7 +16,7 @@ from seatrial.bench.plan import Plan
 from seatrial.bench.plan import Subject as SweptSubject
 from seatrial.bench.question import victim_of
 from seatrial.core.noise import Attack, Corruption, System, SystemNoise
-from seatrial.core.sample import Picture
+from seatrial.core.sample import Picture, Sample
 from seatrial.core.task import Classification, LabelMap
 from seatrial.data.load import load, load_input, to_input
 from seatrial.errors import NoNoise, NotApplicable
@@ -32,7 +32,7 @@ def example_pictures(plan: Plan, subjects: Sequence[SweptSubject]) -> list[dict[
     known = plan.task.labels if isinstance(plan.task, Classification) else LabelMap()
     names = list(known.names)
     clean = load_input(plan.pipeline, sample)
-    shown = [_shown(None, clean, subjects, plan, names, sample.label)]
+    shown = [_shown(None, clean, subjects, plan, names, sample)]
     for group in plan.groups[1:]:
         spec, noise = group.spec, group.noise
         if spec is None:
@@ -55,23 +55,23 @@ def example_pictures(plan: Plan, subjects: Sequence[SweptSubject]) -> list[dict[
         except (NotApplicable, NoNoise):
             continue
         if not torch.equal(changed, clean):
-            shown.append(_shown(spec, changed, subjects, plan, names, sample.label))
+            shown.append(_shown(spec, changed, subjects, plan, names, sample))
     return shown
 
 
 def _shown(
-    spec: Any, tensor: Tensor, subjects: Sequence[SweptSubject], plan: Plan, names: list[str], label: int
+    spec: Any, tensor: Tensor, subjects: Sequence[SweptSubject], plan: Plan, names: list[str], sample: Sample
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "noise": spec.name if spec else None,
         "option": spec.option if spec else None,
         "severity": spec.severity if spec else None,
         "png": _png(tensor),
-        "label": names[label] if label < len(names) else str(label),
+        "label": names[sample.label] if sample.label < len(names) else str(sample.label),
     }
     for subject in subjects:
         outputs = subject.predictor(tensor[None])
-        answer = plan.task.answer(outputs, ["picture"], [label])["answer"][0].as_py()
+        answer = plan.task.answer(outputs, [sample], ())["answer"][0].as_py()
         row[f"{subject.name}_answer"] = names[answer] if answer < len(names) else str(answer)
     return row
 
