@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,3 +251,22 @@ def test_builds_name_libjpeg_turbo_or_its_absence() -> None:
         assert builds["simplejpeg"] == "absent"
     else:
         assert builds["simplejpeg-jpeg"].startswith("libjpeg-turbo 3.")
+
+
+@pytest.mark.parametrize(
+    ("decoder", "mean"),
+    [
+        ("camera-yuv", 0.197),
+        pytest.param("turbo-fast-dct", 1.049, marks=NO_TURBO),
+        pytest.param("turbo-plain-chroma", 0.182, marks=NO_TURBO),
+    ],
+)
+def test_photographs_differ_as_measured(decoder: Decoder, mean: float, shared: Path) -> None:
+    """Mean difference from Pillow (libjpeg-turbo 3.2.0) over 120 photographs, in levels of 255."""
+    photographs = sorted((shared / "imagenet_original_120/images").glob("*.JPEG"))
+    found = []
+    for path in photographs:
+        encoded = path.read_bytes()
+        found.append(_difference(decode(encoded, decoder), decode(encoded)).mean())
+    assert len(found) == 120
+    assert np.mean(found) == pytest.approx(mean, rel=0.05)
