@@ -50,7 +50,7 @@ class GlassBlur(Corruption):
         for _ in range(passes):
             scanned, met = _meetings(height, width, reach, rng)
             origin = (_copied if self.mode == "reference" else _exchanged)(origin, scanned, met)
-        values = smoothed(soft[origin].reshape(picture.shape).astype(np.float32), sigma_px)
+        values = smoothed(soft.take(origin, axis=0).reshape(picture.shape).astype(np.float32), sigma_px)
         return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
@@ -79,11 +79,11 @@ def _copied(
     points[count + scanned] = np.where((met > scanned) & after[met], met + count, met)
     found = points[count:]
     while True:
-        further = points[found]
+        further = points.take(found)
         if np.array_equal(further, found):
-            return origin[found]
-        found = points[further]
-        points[count:] = found
+            return origin.take(found)
+        points[count:] = further
+        found = points[count:]
 
 
 def _exchanged(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from seatrial.core.noise import Corruption
@@ -37,6 +38,14 @@ class Pixelate(Corruption):
         require_picture(picture)
         height, width = picture.shape[:2]
         scale = at_severity(_SCALE, self.severity)
-        small = (max(1, int(width * scale)), max(1, int(height * scale)))
-        coarse = Image.fromarray(picture).resize(small, Image.Resampling.BOX)
-        return np.array(coarse.resize((width, height), Image.Resampling.BOX))
+        low, narrow = max(1, int(height * scale)), max(1, int(width * scale))
+        coarse = np.asarray(Image.fromarray(picture).resize((narrow, low), Image.Resampling.BOX))
+        wide = coarse.take(_nearest(narrow, width), axis=1)
+        return wide.take(_nearest(low, height), axis=0)
+
+
+@lru_cache(maxsize=64)
+def _nearest(small: int, large: int) -> Int64[np.ndarray, " large"]:
+    """Return which of `small` pixels each of `large` ones shows: enlarging, the box filter takes one pixel."""
+    ramp = Image.fromarray(np.arange(small, dtype=np.float32)[None])
+    return np.asarray(ramp.resize((large, 1), Image.Resampling.BOX))[0].astype(np.int64)
