@@ -1,0 +1,60 @@
+"""Maps over the network's input, read at the pixels of the source."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from seatrial.core.sample import Picture
+
+Window = tuple[int, int, int, int]
+"""First row, first column, row after the last, column after the last, in pixels of the source."""
+
+
+def at_source(
+    maps: Float[Tensor, "channels h w"], picture: Picture, window: Window | None = None
+) -> Float[Tensor, "channels rows columns"]:
+    """Return `maps`, of any resolution over the whole input, at the centers of the source's pixels in `window`.
+
+    Between centers of the map values are bilinear, beyond its outer centers they stay, on its centers they are exact.
+    """
+    for axis in (0, 1):
+        side = maps.shape[axis + 1]
+        at = _centers(picture, axis, window) * side / picture.pixels.shape[axis] - 0.5
+        at = np.clip(at, 0, side - 1)
+        lower = np.floor(at).astype(np.int64)
+        share = torch.from_numpy(at - lower).to(maps)
+        share = share[:, None] if axis == 0 else share
+        first = maps.index_select(axis + 1, torch.from_numpy(lower))
+        second = maps.index_select(axis + 1, torch.from_numpy(np.minimum(lower + 1, side - 1)))
+        maps = torch.lerp(first, second, share)
+    return maps
+
+
+def nearest_at_source(
+    classes: Float[np.ndarray, "h w"], picture: Picture, window: Window | None = None
+) -> Float[np.ndarray, "rows columns"]:
+    """Return the entries of a map of classes whose cells hold the centers of the source's pixels in `window`."""
+    at = []
+    for axis in (0, 1):
+        cells = _centers(picture, axis, window) * classes.shape[axis] / picture.pixels.shape[axis]
+        at.append(np.clip(np.floor(cells).astype(np.int64), 0, classes.shape[axis] - 1))
+    return classes[np.ix_(*at)]
+
+
+def in_view(picture: Picture) -> Bool[np.ndarray, "height width"]:
+    """Return which pixels of the source the network's input shows: those with their centers in it."""
+    rows, columns = (
+        (centers >= 0) & (centers < side)
+        for centers, side in zip((_centers(picture, axis, None) for axis in (0, 1)), picture.pixels.shape[:2])
+    )
+    return rows[:, None] & columns[None, :]
+
+
+def _centers(picture: Picture, axis: int, window: Window | None) -> Float[np.ndarray, " pixels"]:
+    """Return where the centers of the source's rows (axis 0) or columns (axis 1) stand in pixels of the input."""
+    assert picture.placement is not None, "a picture that lost its map to the source"
+    first, after = (0, picture.source_size_px[axis]) if window is None else (window[axis], window[axis + 2])
+    return (np.arange(first, after) + 0.5) * picture.placement.scale[axis] + picture.placement.offset_px[axis]
