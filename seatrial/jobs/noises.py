@@ -31,7 +31,9 @@ _ROBUSTMQ = {
     "mim": _LINF,
     "autoattack": _LINF,
 }
-_SYSNOISE_LEFT_OUT = ("letterbox", "exif", "align_corners")  # not in the paper
+# Not in the paper, nor are tensor resizes and the decoders beside its three.
+_SYSNOISE_LEFT_OUT = ("letterbox", "exif", "align_corners")
+_SYSNOISE_OPTIONS_LEFT_OUT = ("torch-", "turbo-", "camera-")
 _PLAIN_DECODERS = ("pillow", "opencv", "pyav")
 
 
@@ -78,6 +80,7 @@ def profile_texts(profile: str, family: str, *, gradients: bool) -> tuple[str, .
         for name, entry in known.items()
         if name not in _SYSNOISE_LEFT_OUT
         for choice in entry.choices
+        if not choice.startswith(_SYSNOISE_OPTIONS_LEFT_OUT)
     )
 
 
@@ -121,6 +124,27 @@ def parse_noise(text: str) -> Row:
         raise BadInput(f"noise '{text}'", "system noises around a +", "ask for attacks and corruptions one by one")
     spec = NoiseSpec("system", "+".join(s.name for s, _ in rows), option="+".join(str(s.option) for s, _ in rows))
     return spec, partial(_chain, tuple(maker for _, maker in rows))
+
+
+def with_checks(texts: Iterable[str], *, queries: int | None) -> tuple[str, ...]:
+    """Return attacks with the checks that keep a finding from being an artefact of masked gradients.
+
+    Each attack that climbs gradients is also found on the float parent, and Square, which needs scores only, runs at
+    the same budget (with `queries`, or its own number). AutoAttack has Square within and is not repeated on the parent.
+    """
+    given = list(texts)
+    found = list(given)
+    known = entries("attack")
+    for text in given:
+        name, norm, epsilon = text.split(":")[:3]
+        if "gradients" not in known[name].needs or FROM_FLOAT in text.split(":"):
+            continue
+        if name != "autoattack":
+            found.append(f"{text}:{FROM_FLOAT}")
+        square = f"square:{norm}:{epsilon}"
+        if not any(other == square or other.startswith(f"{square}:") for other in found):
+            found.append(square if queries is None else f"{square}:{queries}")
+    return tuple(dict.fromkeys(found))
 
 
 def text_of(spec: NoiseSpec) -> str:

@@ -1,4 +1,4 @@
-"""The questions of a job: clean data over all samples, noises over some of them."""
+"""The questions of a job: clean data over all samples, noises over all or some of them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from importlib.metadata import PackageNotFoundError, version
 from seatrial.bench.plan import Plan
 from seatrial.data.decode import library_builds
 from seatrial.data.draw import limit
-from seatrial.jobs.noises import noise_plan
+from seatrial.jobs.noises import Row, noise_plan
 from seatrial.jobs.settings import Settings
 from seatrial.jobs.subject import Subject
 
 
 def plans(subject: Subject, settings: Settings, gradients: bool) -> tuple[Plan, Plan]:
     """Return the plan of clean data over all samples and that of the noises, one plan where the samples are equal."""
-    installed = ("torch", "numpy", "onnxruntime", "openvino", "ai-edge-litert")
-    libraries = {**library_builds(), **{name: _version(name) for name in installed}}
     rows = noise_plan(settings.noise, gradients=gradients)
-    wanted = settings.noise_samples
-    plan = Plan(
+    plan = clean_plan(subject, settings)
+    return (plan, noisy_plan(plan, rows, settings.noise_samples)) if rows else (plan, plan)
+
+
+def clean_plan(subject: Subject, settings: Settings) -> Plan:
+    """Return the plan that asks clean data alone."""
+    installed = ("torch", "numpy", "onnxruntime", "openvino", "ai-edge-litert")
+    return Plan(
         model=subject.model.name,
         dataset=subject.evaluation,
         pipeline=subject.pipeline,
@@ -27,16 +31,17 @@ def plans(subject: Subject, settings: Settings, gradients: bool) -> tuple[Plan, 
         seed=settings.seed,
         batch=settings.batch,
         threads=settings.used_threads,
-        libraries=libraries,
+        libraries={**library_builds(), **{name: _version(name) for name in installed}},
         cache_gb=settings.cache_gb,
     )
-    if not rows:
-        return plan, plan
-    if wanted is None or wanted >= len(subject.evaluation):
-        both = replace(plan, noises=rows)
-        return both, both
-    fewer = limit(subject.evaluation, wanted, seed=settings.seed)
-    return plan, replace(plan, dataset=fewer, noises=rows)
+
+
+def noisy_plan(plan: Plan, rows: tuple[Row, ...], samples: int | None) -> Plan:
+    """Return the plan with these noises, on so many of its samples (None: all), drawn balanced over classes."""
+    if samples is None or samples >= len(plan.dataset):
+        return replace(plan, noises=rows)
+    fewer = limit(plan.dataset, samples, seed=plan.seed)  # pyright: ignore[reportArgumentType]
+    return replace(plan, dataset=fewer, noises=rows)
 
 
 def _version(package: str) -> str:

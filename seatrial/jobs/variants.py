@@ -30,12 +30,16 @@ _AUTO = ("onnxruntime", "openvino")
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant on one target as files; `surrogate` is the `.pt2` that gives gradients for it."""
+    """One variant on one target as files.
+
+    `surrogate` is the `.pt2` that gives gradients for it, `parent` that of the float network it was made from.
+    """
 
     name: str
     target: str
     artefact: Artefact
     surrogate: Artefact | None = None
+    parent: Artefact | None = None
 
     @property
     def label(self) -> str:
@@ -46,8 +50,8 @@ class Variant:
     def digest(self) -> str:
         """The hash of the files, target and settings that its answers depend on."""
         parts = [file.read_bytes() for file in self.artefact.files]
-        given = self.surrogate.path.read_bytes() if self.surrogate is not None else b""
-        return digest(self.target, question(settings=dict(self.artefact.settings)), *parts, given)
+        given = [part.path.read_bytes() if part is not None else b"" for part in (self.surrogate, self.parent)]
+        return digest(self.target, question(settings=dict(self.artefact.settings)), *parts, *given)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,10 @@ class OpenVariants:
                 predictor = make("target", variant.target).open(variant.artefact, threads=self.threads)
             surrogate = None if variant.surrogate is None else self._graph(variant.surrogate)
             alter = _Altered(variant, predictor, self.threads)
-            subjects.append(SweptSubject(variant.name, variant.target, predictor, variant.digest, surrogate, alter))
+            parent = None if variant.parent is None else self._graph(variant.parent)
+            subjects.append(
+                SweptSubject(variant.name, variant.target, predictor, variant.digest, surrogate, alter, parent)
+            )
         return subjects
 
     def _graph(self, artefact: Artefact) -> Predictor:
@@ -156,14 +163,26 @@ def build(
                 if kind != "float32":
                     narrow = target.compile(graph, folder / f"{kind}-{target.name}", bits=kind)
                     variants.append(Variant(kind, target.name, narrow, whole))
-        variants.append(Variant(bits, SIMULATION, rounded, rounded))
+        variants.append(Variant(bits, SIMULATION, rounded, rounded, whole))
         deployed = target.compile(quantized.graph, folder / f"{bits}-{target.name}", bits=bits)
-        variants.append(Variant(bits, target.name, deployed, rounded))
+        variants.append(Variant(bits, target.name, deployed, rounded, whole))
     else:
-        variants.append(Variant(bits, SIMULATION, rounded, rounded))
+        variants.append(Variant(bits, SIMULATION, rounded, rounded, whole))
         warnings.append("the target torch simulates integers in float32: its latency is not that of integer kernels")
     quantized.recipe.save(folder / f"recipe-{bits}-{target.name}")
     return Built(target.name, tuple(variants), {}, quantized, tuple(warnings))
+
+
+def float_only(graph: Graph, target: Target, folder: Path) -> Built:
+    """Write the float graph for PyTorch and for a target under `folder`; nothing is quantized."""
+    simulation: Target = make("target", SIMULATION)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = simulation.compile(graph, folder / "float-torch", bits="float32")
+    variants = [Variant("float", SIMULATION, whole, whole)]
+    if target.name != SIMULATION:
+        deployed = target.compile(graph, folder / f"float-{target.name}", bits="float32")
+        variants.append(Variant("float", target.name, deployed, whole))
+    return Built(target.name, tuple(variants))
 
 
 def build_artefact(model: ArtefactModel, wanted: str) -> Built:
