@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seatrial.core.pipeline import Resize
+from seatrial.core.pipeline import Letterbox, Resize
 from seatrial.core.task import LabelMap
 from seatrial.errors import BadInput
 from seatrial.models.labels import fit_labels, labels_of_names, labels_of_text
@@ -89,6 +89,25 @@ def test_the_user_has_the_last_word() -> None:
     for config in ({"crop": "x"}, {"resize": [1, 2, 3]}, {"std": [0, 1, 1]}, {"mean": "grey"}, *unknown):
         with pytest.raises(BadInput):
             of_json(config, (32, 32), "a.json")
+
+
+@pytest.mark.parametrize(
+    ("stated", "wanted"),
+    [
+        (None, None),
+        (False, None),
+        (True, Letterbox()),
+        (0, Letterbox(0)),
+        ({"value": 128, "centered": True}, Letterbox(128, centered=True)),
+    ],
+)
+def test_a_letterbox_takes_the_place_of_resize_and_crop(stated: object, wanted: Letterbox | None) -> None:
+    found = of_json({"resize": 64, "letterbox": stated, "mean": 0, "std": 1}, (64, 64), "a.json")
+    assert found.pipeline.letterbox == wanted
+    assert (found.pipeline.resize == Resize()) == (wanted is not None)
+    for broken in (300, "grey", {"value": 3, "fill": 2}):
+        with pytest.raises(BadInput, match=r"letterbox .* in a.json; wanted a grey level"):
+            of_json({"letterbox": broken}, (64, 64), "a.json")
 
 
 def test_labels_are_read_from_text(tmp_path: Path) -> None:

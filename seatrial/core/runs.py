@@ -28,3 +28,26 @@ def mask_of(runs: Int32[np.ndarray, " runs"], size_px: tuple[int, int]) -> Bool[
 def area_px(runs: Int32[np.ndarray, " runs"]) -> int:
     """Return how many pixels of the mask are set."""
     return int(runs[1::2].sum())
+
+
+def unpacked(text: str) -> list[int] | None:
+    """Return the run lengths of COCO's packed text, None where it is damaged.
+
+    Each number has 5 bits a character, lowest first, bit 6 says that more follow; from the third on it is the
+    difference to the one before the last (`rleFrString` of pycocotools, which trusts what it reads).
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return None if shift else runs

@@ -18,14 +18,11 @@ from seatrial.data.digits import digits_split
 from seatrial.data.image_set import Content, Entry, ImageSet, MemoryContent
 from seatrial.data.labels import LabelRule, check_integers, choose_labels, read_label_table
 from seatrial.data.listing import Listing, list_folder, printable_id
+from seatrial.data.picture_folder import is_picture
 from seatrial.errors import BadInput
 
 DIGITS = "digits"
 _LABELS_TABLE = "labels.csv"
-_PICTURE_ENDINGS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp"}
-    | {".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm"}
-)
 S = TypeVar("S", ImageSet, ArraySet)
 _Labeler = Callable[[Iterable[str]], LabelRule]
 
@@ -98,7 +95,7 @@ def _from_listing(source: str, listing: Listing, label: _Labeler) -> ImageSet:
 def _only_folder(listing: Listing) -> str | None:
     """Return the one folder that holds all classes (or the table), as archives often have it, if there is one."""
     tops = listing.top_folders()
-    if _LABELS_TABLE in listing.files or len(tops) != 1 or any(_is_picture(path) for path in _in_root(listing)):
+    if _LABELS_TABLE in listing.files or len(tops) != 1 or any(is_picture(path) for path in _in_root(listing)):
         return None
     inner = listing.below(tops[0])
     return tops[0] if _LABELS_TABLE in inner.files or inner.top_folders() else None
@@ -106,10 +103,6 @@ def _only_folder(listing: Listing) -> str | None:
 
 def _in_root(listing: Listing) -> Iterable[str]:
     return (path for path in listing.files if "/" not in path)
-
-
-def _is_picture(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in _PICTURE_ENDINGS
 
 
 def _by_table(source: str, listing: Listing) -> tuple[list[tuple[str, str, Content]], list[tuple[str, str]]]:
@@ -146,7 +139,7 @@ def _by_folder(source: str, listing: Listing, notes: list[str]) -> tuple[list[tu
     found: list[tuple[str, str, Content]] = []
     left_out: list[str] = []
     for path, content in listing.files.items():
-        if "/" in path and _is_picture(path):
+        if "/" in path and is_picture(path):
             found.append((path.split("/", 1)[0], path, content))
         else:
             left_out.append(path)

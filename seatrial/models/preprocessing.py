@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seatrial.core.graph import Normalization
-from seatrial.core.pipeline import Pipeline, Resize
+from seatrial.core.pipeline import Letterbox, Pipeline, Resize
 from seatrial.errors import BadInput, unknown_name
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "area")
@@ -137,6 +137,7 @@ def of_json(config: Mapping[str, Any], size_px: tuple[int, int], source: str) ->
     """Return what the `FILE.json` beside a file says: keys `resize`, `interpolation`, `crop`, `mean`, `std`.
 
     `resize` is a short side or [height, width]; null means none, and a null `crop` is the network's input.
+    `letterbox`, a grey level or an object of `value` and `centered`, fits the picture into the input instead.
     `odd_margin` ("down" where it is not given) is that of `Pipeline`.
     Pictures that are hardly larger than the crop are not resized again. Raises BadInput for other values.
     """
@@ -147,15 +148,16 @@ def of_json(config: Mapping[str, Any], size_px: tuple[int, int], source: str) ->
         raise unknown_name("interpolation", str(interpolation), INTERPOLATIONS)
     value = config.get("resize")
     resize = None
-    if isinstance(value, list):
+    letterbox = _letterbox(config.get("letterbox"), source)
+    if letterbox is not None:
+        resize = Resize(interpolation=interpolation)
+    elif isinstance(value, list):
         resize = Resize(exact_px=_pair(value, "resize", source), interpolation=interpolation)
     elif value is not None:
         short = _pair(value, "resize", source)
         assert short is not None
         resize = Resize(short_side_px=short[0], interpolation=interpolation, skip_up_to=_ALREADY_RESIZED)
         notes.append(f"{_NOTE}, as {source} is used with pictures of either kind")
-    if config.get("letterbox") is not None:
-        notes.append(f"the letterbox that {source} asks for is not done")
     mean, std = _NONE
     if config.get("mean") is None and config.get("std") is None:
         notes.append(f"normalization assumed: none, as {source} has no mean and std")
@@ -164,7 +166,23 @@ def of_json(config: Mapping[str, Any], size_px: tuple[int, int], source: str) ->
     odd = config.get("odd_margin", "down")
     if odd not in ("even", "down"):
         raise BadInput(f"odd_margin {odd!r} in {source}", "'even' or 'down'", "correct it")
-    return Preprocessing(Pipeline(crop_px=crop, resize=resize, odd_margin=odd), mean, std, tuple(notes))
+    pipeline = Pipeline(crop_px=crop, resize=resize, odd_margin=odd, letterbox=letterbox)
+    return Preprocessing(pipeline, mean, std, tuple(notes))
+
+
+def _letterbox(value: Any, source: str) -> Letterbox | None:
+    match value:
+        case None | False:
+            return None
+        case True:
+            return Letterbox()
+        case int(fill) if 0 <= fill <= 255:
+            return Letterbox(fill)
+        case {"value": int(fill), **rest} if 0 <= fill <= 255 and rest.keys() <= {"centered"}:
+            return Letterbox(fill, bool(rest.get("centered", False)))
+    raise BadInput(
+        f"letterbox {value!r} in {source}"[:160], 'a grey level from 0 to 255, or {"value", "centered"}', "correct it"
+    )
 
 
 def overridden(preprocessing: Preprocessing, user: Overrides) -> Preprocessing:
