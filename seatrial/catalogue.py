@@ -28,6 +28,8 @@ class Entry:
 
 _SEVERITIES = ("1", "2", "3", "4", "5")
 _LINF = ("linf:0.5/255", "linf:2/255", "linf:8/255")
+_L2 = ("l2:0.5@224", "l2:2@224", "l2:8@224")
+_L1 = ("l1:100@224", "l1:400@224", "l1:1600@224")
 _SYSNOISE = "SysNoise, Wang et al. 2023"
 _RESIZES = (
     *(f"pillow-{name}" for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")),
@@ -54,7 +56,12 @@ def _system(name: str, method: str, needs: str, choices: tuple[str, ...], quick:
 
 ENTRIES: tuple[Entry, ...] = (
     _attack("fgsm", "fgsm:FGSM", "Goodfellow et al. 2015", "gradients", quick=("linf:2/255",)),
-    _attack("pgd", "pgd:PGD", "Madry et al. 2018", "gradients", quick=("linf:2/255",)),
+    _attack("pgd", "pgd:PGD", "Madry et al. 2018", "gradients", (*_LINF, *_L2, *_L1), ("linf:2/255",)),
+    _attack("mim", "mim:MIM", "Dong et al. 2018", "gradients"),
+    _attack("apgd_ce", "apgd_ce:ApgdCe", "Croce and Hein 2020", "gradients"),
+    _attack("apgd_t", "apgd_t:ApgdT", "Croce and Hein 2020", "gradients"),
+    _attack("fab_t", "fab_t:FabT", "Croce and Hein 2020", "gradients"),
+    _attack("autoattack", "autoattack:AutoAttack", "Croce and Hein 2020", "gradients"),
     _attack("square", "square:Square", "Andriushchenko et al. 2020", "logits"),
     # The 15 of the benchmark, then the four of its validation set.
     _corruption("gaussian_noise", quick=("3",)),

@@ -30,6 +30,7 @@ from seatrial.core.recipe import Affine, Recipe
 from seatrial.core.sites import Site, signature
 from seatrial.core.target import Target
 from seatrial.errors import NoNoise, NotApplicable
+from seatrial.noise.ball import budget
 from seatrial.numerics.batch_norm import fold_batch_norm
 from seatrial.numerics.ranges import Observed, Range, grid_for
 from seatrial.quant.placement import place
@@ -38,7 +39,6 @@ from seatrial.train.objective import Objective
 from seatrial.train.tent import Tent
 
 SEVERITIES = (1, 2, 3, 4, 5)
-EPSILON = 8 / 255
 SYSTEM = System(Pipeline((32, 32), Resize(short_side_px=36), letterbox=Letterbox(value=114)))
 UNSIGNED = PlacementRules("unsigned", "unsigned", operator_outputs=True)
 BY_RANGE = PlacementRules("by range", "by-range", operator_outputs=False)
@@ -63,11 +63,27 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
     ("corruption", "glass_blur"): tuple(
         {"severity": severity, "mode": mode} for severity in SEVERITIES for mode in ("reference", "clean")
     ),
-    ("attack", "fgsm"): ({"epsilon": "8/255"},),
+    ("attack", "fgsm"): (
+        {"epsilon": "8/255"},
+        {"epsilon": "0.5", "norm": "l2"},
+        {"epsilon": "20", "norm": "l1"},
+    ),
     ("attack", "pgd"): (
         {"epsilon": "8/255", "steps": 4},
         {"epsilon": "8/255", "steps": 4, "stop_early": True, "random_start": False},
+        {"epsilon": "2@224", "steps": 4, "norm": "l2"},
+        {"epsilon": "1600@224", "steps": 4, "norm": "l1"},
+        {"epsilon": "1600@224", "steps": 4, "norm": "l1", "step": "published"},
     ),
+    ("attack", "mim"): (
+        {"epsilon": "8/255", "steps": 4},
+        {"epsilon": "8/255", "steps": 4, "step": "published", "random_start": False},
+        {"epsilon": "2", "steps": 4, "norm": "l2"},
+    ),
+    ("attack", "apgd_ce"): ({"epsilon": "8/255", "steps": 12},),
+    ("attack", "apgd_t"): ({"epsilon": "8/255", "steps": 12, "targets": 2},),
+    ("attack", "fab_t"): ({"epsilon": "0.3", "steps": 12},),
+    ("attack", "autoattack"): ({"epsilon": "8/255", "steps": 8, "queries": 20},),
     ("attack", "square"): ({"epsilon": "8/255", "queries": 20},),
     ("system", "resize"): (
         *({"option": option} for option in ("opencv-bilinear", "pillow-lanczos", "torch-bicubic-antialias")),
@@ -260,7 +276,11 @@ def test_attack(name: str, options: Options, graph: Graph) -> None:
     assert found.shape == inputs.shape
     assert not found.requires_grad
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
-    assert float((found.double() - inputs.double()).abs().max()) <= EPSILON
+    norm = options.get("norm", "linf")
+    moved = (found.double() - inputs.double()).flatten(1)
+    order = {"linf": float("inf"), "l2": 2, "l1": 1}[norm]
+    epsilon = budget(norm, options["epsilon"], inputs.shape[1:])
+    assert float(torch.linalg.vector_norm(moved, ord=order, dim=1).max()) <= epsilon
     assert not torch.equal(found, inputs)
     assert len(zeros) == len(queries) == 6
     assert (queries >= 1).all()

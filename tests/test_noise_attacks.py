@@ -428,7 +428,7 @@ def test_epsilon_is_a_number_or_a_fraction(method: type[Attack]) -> None:
     assert budget("linf", "0.5/255") == 0.5 / 255
     assert budget("linf", 0.25) == 0.25
     with pytest.raises(BadInput, match="unknown norm 'l3'"):
-        method(epsilon="8/255", norm="l2")  # type: ignore[call-arg]
+        method(epsilon="8/255", norm="l3")  # type: ignore[call-arg]
 
 
 def test_other_options_out_of_range_are_refused() -> None:

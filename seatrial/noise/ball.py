@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final, get_args
@@ -69,9 +70,29 @@ _ROUNDING = 2.0**-25
 """The most that rounding to float32 moves a number up to 1."""
 
 
+class Ball(ABC):
+    """The pictures within epsilon of given ones and in [0, 1].
+
+    Laws: `project` gives such a picture, and a point inside comes back as it is; each row depends on its own alone.
+    """
+
+    @abstractmethod
+    def project(self, point: Float[Tensor, "batch channels height width"]) -> Tensor:
+        """Return `point` [batch, channels, height, width], moved into the ball and the box."""
+
+    @abstractmethod
+    def select(self, keep: Tensor) -> Ball:
+        """Return the ball of the samples that `keep` (indices or a mask) names."""
+
+
+def ball_around(norm: str, center: Float[Tensor, "batch channels height width"], epsilon: float) -> Ball:
+    """Return the ball of radius `epsilon`; raises BadInput unless the center is float32 in [0, 1]."""
+    return {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}[norm].around(center, epsilon)
+
+
 @final
 @dataclass(frozen=True)
-class LinfBall:
+class LinfBall(Ball):
     """The pixels' lowest and highest values: |x - center| <= epsilon holds for every float32 picture between them."""
 
     lower: Float[Tensor, "batch channels height width"]
@@ -84,9 +105,88 @@ class LinfBall:
         center, radius = center.detach(), inner_radius(epsilon)
         return LinfBall((center - radius).clamp_(min=0), (center + radius).clamp_(max=1))
 
+    def project(self, point: Float[Tensor, "batch channels height width"]) -> Tensor:
+        """Return `point` clipped to the nearest picture inside."""
+        return point.clamp(self.lower, self.upper)
+
     def select(self, keep: Tensor) -> LinfBall:
         """Return the ball of the samples that `keep` (indices or a mask) names."""
         return LinfBall(self.lower[keep], self.upper[keep])
+
+
+@final
+@dataclass(frozen=True)
+class L2Ball(Ball):
+    """Euclidean distance; `radius` is smaller than epsilon by what rounding to float32 can add."""
+
+    center: Float[Tensor, "batch channels height width"]
+    radius: float
+
+    @staticmethod
+    def around(center: Float[Tensor, "batch channels height width"], epsilon: float) -> L2Ball:
+        """Return the ball of radius `epsilon` around `center`; raises BadInput unless that is float32 in [0, 1]."""
+        require_unit_box(center)
+        return L2Ball(center.detach(), _shrunk(epsilon, math.sqrt(math.prod(center.shape[1:]))))
+
+    def project(self, point: Float[Tensor, "batch channels height width"]) -> Tensor:
+        """Return `point` scaled towards the center, then clipped to the box: inside both, not always the nearest."""
+        offset = point - self.center
+        length = torch.linalg.vector_norm(offset.flatten(1), dim=1, dtype=torch.float64)
+        scale = (self.radius / length.clamp(min=1e-30)).clamp(max=1).to(torch.float32)
+        inside = (scale >= 1)[:, None, None, None]
+        return torch.where(inside, point, self.center + offset * scale[:, None, None, None]).clamp_(0, 1)
+
+    def select(self, keep: Tensor) -> L2Ball:
+        """Return the ball of the samples that `keep` (indices or a mask) names."""
+        return L2Ball(self.center[keep], self.radius)
+
+
+@final
+@dataclass(frozen=True)
+class L1Ball(Ball):
+    """The sum of absolute differences; `radius` is smaller than epsilon by what rounding to float32 can add."""
+
+    center: Float[Tensor, "batch channels height width"]
+    radius: float
+
+    @staticmethod
+    def around(center: Float[Tensor, "batch channels height width"], epsilon: float) -> L1Ball:
+        """Return the ball of radius `epsilon` around `center`; raises BadInput unless that is float32 in [0, 1]."""
+        require_unit_box(center)
+        return L1Ball(center.detach(), _shrunk(epsilon, math.prod(center.shape[1:])))
+
+    def project(self, point: Float[Tensor, "batch channels height width"]) -> Tensor:
+        """Return the nearest picture of ball and box together (Croce and Hein 2021, proposition 2.1).
+
+        Each difference shrinks by one common amount and is cut off at the box; the amount is found by Newton steps
+        kept between bounds, in float64.
+        """
+        offset = (point - self.center).flatten(1).double()
+        size, center = offset.abs(), self.center.flatten(1).double()
+        room = torch.where(offset > 0, 1 - center, center)
+        lower, upper = torch.zeros(len(size), 1, dtype=torch.float64), size.amax(1, keepdim=True)
+        amount = lower.clone()
+        for _ in range(60):
+            shrunk = size - amount
+            excess = shrunk.clamp(min=0).minimum(room).sum(1, keepdim=True) - self.radius
+            slope = ((shrunk > 0) & (shrunk < room)).sum(1, keepdim=True)
+            lower, upper = torch.where(excess > 0, amount, lower), torch.where(excess > 0, upper, amount)
+            step = amount + excess / slope.clamp(min=1)
+            good = (step > lower) & (step < upper) & (slope > 0)
+            amount = torch.where(good, step, (lower + upper) / 2)
+        kept = (size - upper).clamp(min=0).minimum(room)
+        moved = self.center.flatten(1) + (offset.sign() * kept).to(torch.float32)
+        within = (size.minimum(room).sum(1) <= self.radius)[:, None]
+        return torch.where(within, point.flatten(1), moved).clamp_(0, 1).view_as(point)
+
+    def select(self, keep: Tensor) -> L1Ball:
+        """Return the ball of the samples that `keep` (indices or a mask) names."""
+        return L1Ball(self.center[keep], self.radius)
+
+
+def _shrunk(epsilon: float, entries: float) -> float:
+    """Return the radius that, with every entry rounded to float32, stays within epsilon."""
+    return max(0.0, epsilon * (1 - 1e-7) - _ROUNDING * entries)
 
 
 def inner_radius(epsilon: float) -> float:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from seatrial.core.noise import Attack, Perturbation
 from seatrial.core.predictor import Gift, Predictor
-from seatrial.noise.ball import budget, inner_radius, require_unit_box
+from seatrial.noise.ascent import steepest
+from seatrial.noise.ball import ball_around, budget
 from seatrial.noise.gradient import loss_gradient, zero_share
 
 
@@ -24,7 +25,7 @@ class FGSM(Attack):
 
     `epsilon` is a number or text such as "2/255". Raises BadInput for other values.
     Departures: none in the step. Every sample is attacked, also one that is misclassified already; a pixel whose
-    gradient is exactly zero stays as it is.
+    gradient is exactly zero stays as it is. In L2 and L1 the step is the gradient scaled to length epsilon.
     """
 
     epsilon: float | str
@@ -46,10 +47,10 @@ class FGSM(Attack):
         *,
         rng: Sequence[np.random.Generator],
     ) -> Perturbation:
-        """Return the corner of the ball that the gradient points to; draws nothing from `rng`."""
-        require_unit_box(inputs)
-        radius = inner_radius(budget(self.norm, self.epsilon))
+        """Return the point of the ball that the gradient points to; draws nothing from `rng`."""
+        epsilon = budget(self.norm, self.epsilon, inputs.shape[1:])
+        ball = ball_around(self.norm, inputs, epsilon)
         gradient, _ = loss_gradient(predictor, inputs, labels)
         zeros = zero_share(gradient)
-        found = torch.add(inputs.detach(), gradient.sign_(), alpha=radius).clamp_(0, 1)
+        found = ball.project(torch.add(inputs.detach(), steepest(gradient, self.norm), alpha=epsilon))
         return Perturbation(found, zeros, np.ones(len(inputs), dtype=np.int64))

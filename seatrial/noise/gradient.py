@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,17 @@ from seatrial.errors import NotApplicable
 def loss_gradient(
     predictor: Predictor, inputs: Float[Tensor, "batch 3 height width"], labels: Int64[Tensor, " batch"]
 ) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, "batch classes"]]:
-    """Return the gradient of the cross entropy, summed over samples, by `inputs`, and the logits.
+    """Return the gradient of the cross entropy by `inputs`, and the logits; as `objective_gradient` does."""
+    gradient, logits, _ = objective_gradient(predictor, inputs, lambda z: F.cross_entropy(z, labels, reduction="none"))
+    return gradient, logits
+
+
+def objective_gradient(
+    predictor: Predictor,
+    inputs: Float[Tensor, "batch 3 height width"],
+    objective: Callable[[Tensor], Tensor],
+) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, "batch classes"], Float[Tensor, " batch"]]:
+    """Return the gradient by `inputs` of `objective` (logits to a value a sample), the logits, and the values.
 
     The sum keeps a sample's gradient independent of the size of the batch. Gradients of parameters are neither
     computed nor stored. An entry that is not a number (half precision overflows) is given as 0. Raises NotApplicable
@@ -28,9 +40,9 @@ def loss_gradient(
         logits = predictor(point)
         if not logits.requires_grad:
             raise NotApplicable("the predictor's output is detached from its input, so there is no gradient to climb")
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, point)
-    return gradient.nan_to_num_(0.0), logits.detach()
+        values = objective(logits)
+        (gradient,) = torch.autograd.grad(values.sum(), point)
+    return gradient.nan_to_num_(0.0), logits.detach(), values.detach()
 
 
 def zero_share(gradient: Float[Tensor, "batch 3 height width"]) -> Float[np.ndarray, " batch"]:

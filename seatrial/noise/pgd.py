@@ -1,10 +1,10 @@
-"""PGD: many small steps along the sign of the gradient, projected onto the ball."""
+"""PGD: many small steps up the gradient, projected onto the ball."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -14,9 +14,13 @@ from torch import Tensor
 from seatrial.core.noise import Attack, Perturbation
 from seatrial.core.predictor import Gift, Predictor
 from seatrial.errors import BadInput
-from seatrial.noise.ball import LinfBall, budget
+from seatrial.noise.ascent import random_start, steepest
+from seatrial.noise.ball import ball_around, budget
 from seatrial.noise.gradient import loss_gradient, zero_share
 from seatrial.noise.margin import margin
+
+_PUBLISHED_L1_STEP = 120.0
+"""RobustART's, whatever epsilon is: at small budgets a step leaves the ball, and the walk hops between its corners."""
 
 
 @final
@@ -27,9 +31,10 @@ class PGD(Attack):
     The defaults are those of RobustART: 20 steps of 3/40 epsilon from a uniformly random point of the ball.
     `epsilon` is a number or text such as "2/255". `stop_early` leaves a sample at the first point that is
     misclassified and drops it from the batch: a multiple faster, but the example is less sure to carry over to
-    another model, so it is off where an example is judged on a deployed predictor too. Raises BadInput for options
-    out of range.
-    Departures: the ball is exact in float32; every sample is attacked, also one that is misclassified already (with
+    another model, so it is off where an example is judged on a deployed predictor too. `step` "published" takes
+    RobustART's absolute step in L1. Raises BadInput for options out of range.
+    Departures: in L1 the step is the scaled gradient, as in the Adversarial Robustness Toolbox, and the projection
+    exact; the L-inf ball is exact in float32; every sample is attacked, also one that is misclassified already (with
     `stop_early` such a sample comes back at its random start).
     """
 
@@ -39,6 +44,7 @@ class PGD(Attack):
     relative_step: float = 3 / 40
     random_start: bool = True
     stop_early: bool = False
+    step: Literal["scaled", "published"] = "scaled"
 
     def __post_init__(self) -> None:
         budget(self.norm, self.epsilon)
@@ -46,6 +52,8 @@ class PGD(Attack):
             raise BadInput(f"{self.steps} steps", "at least 1", "RobustART takes 20")
         if not 0 < self.relative_step <= 2:
             raise BadInput(f"relative step {self.relative_step}", "above 0 and at most 2", "RobustART takes 3/40")
+        if self.step not in ("scaled", "published") or (self.step == "published" and self.norm != "l1"):
+            raise BadInput(f"step '{self.step}' in {self.norm}", "'scaled', or in L1 'published'", "leave it out")
 
     @property
     def needs(self) -> frozenset[Gift]:
@@ -61,9 +69,11 @@ class PGD(Attack):
         rng: Sequence[np.random.Generator],
     ) -> Perturbation:
         """Return the last point of each sample's walk; `rng[i]` draws the start of sample i and nothing else."""
-        epsilon = budget(self.norm, self.epsilon)
-        ball = LinfBall.around(inputs, epsilon)
-        point = self._start(inputs, ball, epsilon, rng)
+        epsilon = budget(self.norm, self.epsilon, inputs.shape[1:])
+        ball = ball_around(self.norm, inputs, epsilon)
+        size = _PUBLISHED_L1_STEP if self.step == "published" else self.relative_step * epsilon
+        started = inputs.detach().clone()
+        point = random_start(inputs, ball, self.norm, epsilon, rng) if self.random_start else started
         walking = torch.arange(len(inputs), device=inputs.device)
         found = torch.empty_like(point)
         zeros = np.full(len(inputs), np.nan)
@@ -82,17 +92,6 @@ class PGD(Attack):
                     point, gradient = point[keep], gradient[keep]
                     if not len(walking):
                         break
-            point = point.add_(gradient.sign_(), alpha=self.relative_step * epsilon).clamp_(ball.lower, ball.upper)
+            point = ball.project(point.add(steepest(gradient, self.norm), alpha=size))
         found[walking] = point
         return Perturbation(found, zeros, queries)
-
-    def _start(
-        self, inputs: Tensor, ball: LinfBall, epsilon: float, rng: Sequence[np.random.Generator]
-    ) -> Float[Tensor, "batch 3 height width"]:
-        if not self.random_start:
-            return inputs.detach().clone()
-        drawn = np.empty(tuple(inputs.shape), dtype=np.float32)
-        for row, generator in zip(drawn, rng, strict=True):
-            generator.random(out=row, dtype=np.float32)
-        offset = torch.from_numpy(drawn).to(inputs.device).mul_(2).sub_(1).mul_(epsilon)
-        return offset.add_(inputs.detach()).clamp_(ball.lower, ball.upper)

@@ -42,6 +42,8 @@ class Square(Attack):
 
     def __post_init__(self) -> None:
         budget(self.norm, self.epsilon)
+        if self.norm != "linf":
+            raise BadInput(f"square in {self.norm}", "linf", "ask for pgd or mim there")
         if self.queries < 2:
             raise BadInput(f"{self.queries} queries", "at least 2", "take 300 for a quick look, 5000 for a full one")
         if not 0 < self.share <= 1:
