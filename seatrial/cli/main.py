@@ -1,4 +1,4 @@
-"""`seatrial`: trial, quantize, evaluate, profile, report, list and sweep."""
+"""`seatrial`: trial, robustness, quantize, evaluate, profile, report, list and sweep."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from seatrial.cli import options as o
+from seatrial.cli.harden import harden
+from seatrial.cli.qat import qat
+from seatrial.cli.robustness import robustness
 from seatrial.errors import BadInput, LimitBroken, SeatrialError
 
 app = typer.Typer(
@@ -295,6 +298,11 @@ def sweep(
     for found in results:
         show_trial(found)
     write_json({"trials": [found.data for found in results]}, json)
+
+
+app.command()(robustness)
+app.command()(qat)
+app.command()(harden)
 
 
 def main() -> None:

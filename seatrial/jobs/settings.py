@@ -52,11 +52,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         find("quantizer", self.method)
-        if self.target != "auto":
-            find("target", self.target)
+        for target in self.target.split(",") if self.target != "auto" else ():
+            find("target", target)
         if self.ranges != "default":
             find("ranges", self.ranges)
-        Bits.parse(self.bits)
+        if self.bits != "float":
+            Bits.parse(self.bits)
         for name, value, least in (
             ("--batch", self.batch, 1),
             ("--jobs", self.jobs, 1),

@@ -1,0 +1,98 @@
+"""From a finished cell to its row in the JSON of `seatrial robustness`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from seatrial.core.noise import NoiseSpec
+from seatrial.jobs.measured import Cells
+from seatrial.jobs.variants import Variant
+from seatrial.metrics.accuracy import adversarial_robustness, robust_accuracy, top1
+from seatrial.metrics.intervals import bootstrap_mean_difference, paired_difference, wilson
+from seatrial.metrics.joining import column, joined
+
+_SYSTEM = ("difference", "difference_low", "difference_high", "churn", "kl", "picture_difference")
+_ATTACK = ("AR", "robust_accuracy", "zero_gradient", "queries")
+
+
+def cell_data(
+    model: str, variant: Variant, spec: NoiseSpec, answered: Cells, *, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Return one cell: the keys of the design, and what its family has beside them (null where it does not apply).
+
+    Differences, churn, divergence (nats) and picture difference (levels of 255) are means over the samples that both
+    cells hold, against the reference pipeline, each with a paired 95 % interval.
+    """
+    entry = answered.found.get((variant.label, spec))
+    records, clean = answered.records(variant.label, spec), answered.records(variant.label)
+    value = low = high = None
+    if records is not None:
+        value = top1(records)
+        interval = wilson(int(column(records, "correct").sum()), len(records))
+        low, high = interval.low, interval.high
+    row: dict[str, Any] = {
+        "model": model,
+        "variant": variant.name,
+        "target": variant.target,
+        "family": spec.family,
+        "name": spec.name,
+        "option": spec.option,
+        "norm": spec.norm,
+        "severity": spec.severity,
+        "access": None if entry is None else entry.access,
+        "metric": "top1",
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": 0 if records is None else len(records),
+        "status": "failed" if entry is None else entry.status,
+        "reason": "the cell is missing from the store" if entry is None else entry.reason,
+        "clean": None if clean is None else top1(clean),
+        **dict.fromkeys((*_SYSTEM, *_ATTACK)),
+    }
+    if records is not None and clean is not None:
+        if spec.family == "system":
+            row |= _moved(clean, records, rng)
+        elif spec.family == "attack":
+            row |= _attacked(clean, records)
+    return row
+
+
+def _moved(clean: pa.Table, records: pa.Table, rng: np.random.Generator) -> dict[str, Any]:
+    left, right = joined(clean, records)
+    before, after = column(clean, "correct")[left], column(records, "correct")[right]
+    difference = paired_difference(before, after, rng=rng)
+    changed = column(clean, "answer")[left] != column(records, "answer")[right]
+    found: dict[str, Any] = {
+        "difference": difference.difference,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+        "churn": _mean(changed.astype(np.float64), rng),
+    }
+    for name in ("kl", "picture_difference"):
+        if name in records.column_names:
+            found[name] = _mean(column(records, name)[right].astype(np.float64), rng)
+    return found
+
+
+def _mean(values: np.ndarray, rng: np.random.Generator) -> dict[str, float] | None:
+    """Return the mean with its interval; None where a value is not finite (scores that are not numbers)."""
+    if not np.isfinite(values).all():
+        return None
+    interval = bootstrap_mean_difference(np.zeros(len(values)), values, rng=rng, resamples=2000)
+    return {"value": float(values.mean()), "low": interval.low, "high": interval.high}
+
+
+def _attacked(clean: pa.Table, records: pa.Table) -> dict[str, Any]:
+    zero = column(records, "zero_gradient").astype(np.float64)
+    share = float(np.nanmean(zero)) if np.isfinite(zero).any() else None
+    right = bool(column(clean, "correct").any())
+    return {
+        "AR": adversarial_robustness(clean, records) if right else None,
+        "robust_accuracy": robust_accuracy(clean, records),
+        "zero_gradient": share,
+        "queries": float(column(records, "queries").mean()),
+    }

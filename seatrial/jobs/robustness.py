@@ -1,0 +1,319 @@
+"""Attacks, corruptions and system noise under one protocol, for float, quantized and deployed models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from seatrial.bench.plan import Plan
+from seatrial.bench.store import Entry, Store
+from seatrial.bench.sweep import sweep
+from seatrial.catalogue import entries
+from seatrial.core.cell import digest, question
+from seatrial.core.chance import generator
+from seatrial.core.noise import NoiseSpec
+from seatrial.deploy.machine import this_machine
+from seatrial.errors import BadInput
+from seatrial.jobs.measured import Cells
+from seatrial.jobs.noises import QUICK_QUERIES, listed, parse_noise, profile_texts, text_of, with_checks
+from seatrial.jobs.pictures import example_pictures
+from seatrial.jobs.planned import clean_plan, noisy_plan
+from seatrial.jobs.result import write_text
+from seatrial.jobs.robust_cells import cell_data
+from seatrial.jobs.settings import Settings
+from seatrial.jobs.subject import Subject, open_subject
+from seatrial.jobs.variants import SIMULATION, OpenVariants, Variant, build, build_artefact, float_only, usable_target
+from seatrial.metrics.masking import masking_findings
+from seatrial.metrics.summary import summarize
+from seatrial.metrics.systematic import worst_options
+from seatrial.models.artefact import ArtefactModel
+from seatrial.models.opened import Model
+from seatrial.numerics.batch_norm import fold_batch_norm
+from seatrial.report.robustness_page import render_robustness
+
+QUICK_SAMPLES = 256
+# The order in which a picture meets them; figure 3 of SysNoise adds them up like this.
+_ROAD = (
+    *("decoder", "exif", "color", "resize", "letterbox", "precision", "ceil_mode", "upsample", "align_corners"),
+    "box_offset",
+)
+Tell = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Noises as texts, and how many samples the attacks get (None: all)."""
+
+    attacks: tuple[str, ...]
+    corruptions: tuple[str, ...]
+    system: tuple[str, ...]
+    attack_samples: int | None = None
+
+
+def asked(
+    profile: str = "quick",
+    *,
+    attacks: str | None = None,
+    corruptions: str | None = None,
+    system: str | None = None,
+    attack_samples: int | None = None,
+    gradients: bool = True,
+) -> Asked:
+    """Return what a profile asks, each family replaced where a list is given; raises BadInput for unknown names.
+
+    Attacks that climb gradients come with their checks (see `with_checks`). The quick profile attacks 256 samples.
+    """
+    quick = profile == "quick"
+    wanted = profile_texts(profile, "attack", gradients=gradients) if attacks is None else listed(attacks, "attack")
+    found = with_checks(wanted, queries=QUICK_QUERIES if quick else None)
+    natural = profile_texts(profile, "corruption", gradients=gradients)
+    odd = profile_texts(profile, "system", gradients=gradients)
+    chosen = Asked(
+        found,
+        natural if corruptions is None else listed(corruptions, "corruption"),
+        odd if system is None else listed(system, "system"),
+        QUICK_SAMPLES if quick and attack_samples is None else attack_samples,
+    )
+    for text in (*chosen.attacks, *chosen.corruptions, *chosen.system):
+        parse_noise(text)
+    return chosen
+
+
+def robustness(
+    models: Sequence[str | Path | nn.Module],
+    data: str | Path | Iterable[Any] | None = None,
+    *,
+    profile: str = "quick",
+    attacks: str | None = None,
+    corruptions: str | None = None,
+    system: str | None = None,
+    attack_samples: int | None = None,
+    out: str | Path | None = None,
+    settings: Settings | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Tell | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return how each model, its quantized variant and its deployed files hold under the three families of noise.
+
+    models: as on the command line, or eager modules; a float model is quantized to `settings.bits` ("float": not at
+    all) and deployed on the targets of `settings.target` ("auto": ONNX Runtime; several with commas); a deployed file
+    runs as it is. profile: `quick`, `robustmq`, `sysnoise`, `full`; the lists replace a family of it. Writes the
+    store, `report.html` and `robustness.json` to `out`; the same call goes on where a stopped one was.
+
+    Raises BadInput with what to do: unknown names, attacks that no model of the run can be put through, bad data.
+    """
+    settings = replace(settings or Settings(), **options)
+    if not models:
+        raise BadInput("no model", "at least one", "name a model")
+    opened = [
+        open_subject(
+            model,
+            data,
+            settings,
+            overrides=dict(overrides or {}),
+            calibrate=settings.bits != "float",
+            progress=progress,
+        )
+        for model in models
+    ]
+    gradients = any(isinstance(subject.model, Model) for subject in opened)
+    wanted = asked(
+        profile,
+        attacks=attacks,
+        corruptions=corruptions,
+        system=system,
+        attack_samples=attack_samples,
+        gradients=gradients,
+    )
+    if attacks is not None and not gradients:
+        _refuse_gradients(wanted.attacks, opened)
+    folder = Path(out) if out is not None else Path(f"robustness-{_question(opened, wanted, settings)}")
+    folder = folder.resolve()
+    store = Store(folder / "store")
+    cells: list[dict[str, Any]] = []
+    summary: list[dict[str, Any]] = []
+    masked: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    extras: dict[str, Any] = {"pictures": []}
+    for subject in opened:
+        found = _one(subject, wanted, store, folder / "models" / subject.model.digest[:12], settings, progress)
+        cells += found.cells
+        summary += found.summary
+        masked += found.masking
+        warnings += found.warnings
+        extras["pictures"] = extras["pictures"] or found.pictures
+    machine = asdict(this_machine(settings.used_threads))
+    result: dict[str, Any] = {
+        "profile": profile,
+        "models": [
+            {"name": s.model.name, "source": s.model.source, "digest": s.model.digest, "labels": s.task.labels.rule}
+            for s in opened
+        ],
+        "data": {
+            "name": opened[0].evaluation.name,
+            "n": len(opened[0].evaluation),
+            "n_attacks": min(wanted.attack_samples or len(opened[0].evaluation), len(opened[0].evaluation)),
+            "classes": len(set(opened[0].evaluation.labels)),
+            "digest": opened[0].evaluation.digest,
+            "bad": [{"sample": name, "reason": why} for name, why in opened[0].bad],
+        },
+        "machine": {**machine, "instruction_sets": list(machine["instruction_sets"]), "gpus": list(machine["gpus"])},
+        "seed": settings.seed,
+        "cells": cells,
+        "summary": summary,
+        "masking": masked,
+        "warnings": list(dict.fromkeys(warnings)),
+        "store": str(store.folder),
+        "report": str(folder / "report.html"),
+    }
+    result = json.loads(json.dumps(result, allow_nan=False))
+    write_text(folder / "robustness.json", json.dumps(result, indent=1) + "\n")
+    write_text(folder / "report.html", render_robustness(result, extras))
+    return result
+
+
+@dataclass(frozen=True)
+class _Found:
+    cells: list[dict[str, Any]]
+    summary: list[dict[str, Any]]
+    masking: list[dict[str, Any]]
+    warnings: list[str]
+    pictures: list[dict[str, Any]]
+
+
+def _one(
+    subject: Subject, wanted: Asked, store: Store, folder: Path, settings: Settings, progress: Tell | None
+) -> _Found:
+    """Ask everything of one model and its variants."""
+
+    def ask(variants: tuple[Variant, ...], plan: Plan) -> None:
+        sweep(
+            OpenVariants(variants, settings.used_threads),
+            plan,
+            store,
+            jobs=settings.jobs,
+            ray_address=settings.ray,
+            retry_failed=settings.retry_failed,
+            progress=progress,
+        )
+
+    variants, warnings = _variants(subject, folder, settings, progress)
+    base = clean_plan(subject, settings)
+    natural = noisy_plan(base, tuple(parse_noise(text) for text in (*wanted.corruptions, *wanted.system)), None)
+    hostile = noisy_plan(base, tuple(parse_noise(text) for text in wanted.attacks), wanted.attack_samples)
+    plans = [natural, hostile] if wanted.attacks else [natural]
+    for plan in plans:
+        ask(variants, plan)
+    found = [Cells.of(store, plan, variants) for plan in plans]
+    chains = [_chain(variant, found[0], base) for variant in variants]
+    for variant, plan in zip(variants, chains):
+        if plan.noises:
+            ask((variant,), plan)
+    cells: list[dict[str, Any]] = []
+    summary: list[dict[str, Any]] = []
+    masking: list[dict[str, Any]] = []
+    for variant, chain in zip(variants, chains):
+        known: dict[NoiseSpec | None, Entry] = {}
+        for plan, answered in zip(plans, found):
+            known |= {spec: entry for (label, spec), entry in answered.found.items() if label == variant.label}
+            rng = generator(settings.seed, "robustness", variant.label)
+            cells += [
+                cell_data(subject.model.name, variant, group.spec, answered, rng=rng)
+                for group in plan.groups
+                if group.spec is not None
+            ]
+        steps = Cells.of(store, chain, [variant]) if chain.noises else None
+        rng = generator(settings.seed, "summary", variant.label)
+        clean = found[0].records(variant.label)
+        if clean is None:
+            continue
+        tables = {spec: entry.table for spec, entry in known.items() if entry.status == "done"}
+        still = [spec for spec, entry in known.items() if entry.status == "no-noise"]
+        tables |= dict.fromkeys(still, clean)  # what changes nothing answers as before
+        tables[None] = clean
+        links = [] if steps is None else [(s, steps.records(variant.label, s)) for s, _ in chain.noises]
+        head = {"model": subject.model.name, "variant": variant.name, "target": variant.target}
+        summary.append({**head, **summarize(tables, chain=[(s, t) for s, t in links if t is not None], rng=rng)})
+        masking += [{**head, **finding} for finding in masking_findings(tables)]
+    pictures = _pictures(plans, variants, settings)
+    return _Found(cells, summary, masking, [*subject.warnings, *warnings], pictures)
+
+
+def _variants(
+    subject: Subject, folder: Path, settings: Settings, progress: Tell | None
+) -> tuple[tuple[Variant, ...], list[str]]:
+    """Return the variants on every target asked for; a simulation stands once, for the first target."""
+    names = ["onnxruntime"] if settings.target == "auto" else settings.target.split(",")
+    if isinstance(subject.model, ArtefactModel):
+        runtime = "auto" if settings.target in ("auto", SIMULATION) or len(names) > 1 else names[0]
+        built = build_artefact(subject.model, runtime)
+        return built.variants, list(built.warnings)
+    graph = fold_batch_norm(subject.model.graph)
+    found: dict[str, Variant] = {}
+    warnings: list[str] = []
+    for name in names:
+        target = usable_target(name)
+        if progress is not None:
+            progress(0, 0, f"building for {name}")
+        if settings.bits == "float":
+            built = float_only(graph, target, folder)
+        else:
+            built = build(graph, target, subject.calibration_batches(), folder, settings)
+        for variant in built.variants:
+            found.setdefault(variant.label, variant)
+        warnings += built.warnings
+    return tuple(found.values()), warnings
+
+
+def _chain(variant: Variant, answered: Cells, base: Plan) -> Plan:
+    """Return the plan of the combined drop: each noise at its worst option, one more at each step of the road."""
+    clean = answered.records(variant.label)
+    if clean is None:
+        return base
+    single = {
+        spec: entry.table
+        for (label, spec), entry in answered.found.items()
+        if label == variant.label and spec is not None and spec.family == "system" and "+" not in spec.name
+        if entry.status == "done"
+    }
+    worst = worst_options(clean, single)
+    texts = [text_of(worst[name]) for name in _ROAD if name in worst]
+    steps = ["+".join(texts[: count + 1]) for count in range(len(texts))]
+    return replace(base, noises=tuple(parse_noise(text) for text in steps)) if len(steps) > 1 else base
+
+
+def _pictures(plans: Sequence[Plan], variants: Sequence[Variant], settings: Settings) -> list[dict[str, Any]]:
+    """Return what each noise does to the first sample of the largest plan."""
+    subjects = OpenVariants(tuple(variants), settings.used_threads)()
+    try:
+        shown = [row for plan in plans for row in example_pictures(plan, subjects[:1])]
+    finally:
+        for subject in subjects:
+            subject.close()
+    clean = [row for row in shown if row["noise"] is None][:1]
+    return clean + [row for row in shown if row["noise"] is not None]
+
+
+def _refuse_gradients(texts: Iterable[str], opened: Sequence[Subject]) -> None:
+    known = entries("attack")
+    needing = sorted({name for name in (text.partition(":")[0] for text in texts) if known[name].needs == "gradients"})
+    if needing:
+        working = ", ".join(name for name, entry in known.items() if entry.needs != "gradients")
+        raise BadInput(
+            f"{', '.join(needing)} on {', '.join(s.model.name for s in opened)}, which give no gradients",
+            f"attacks on scores or labels: {working}",
+            "ask for those, or add the float original to the run",
+        )
+
+
+def _question(opened: Sequence[Subject], wanted: Asked, settings: Settings) -> str:
+    how = ("jobs", "ray", "cache_gb", "retry_failed", "noise", "noise_limit")
+    parts = {key: value for key, value in asdict(settings).items() if key not in how}
+    about = [[s.model.digest, s.evaluation.digest, asdict(s.pipeline)] for s in opened]
+    return digest(question(about=about, noises=asdict(wanted), **parts))[:8]

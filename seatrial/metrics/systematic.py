@@ -1,0 +1,61 @@
+"""Systematic robustness: accuracy over the choices of a deployment, and which choices cost most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from seatrial.core.noise import NoiseSpec
+from seatrial.errors import BadInput
+from seatrial.metrics.accuracy import share
+from seatrial.metrics.joining import column, joined
+
+
+@dataclass(frozen=True)
+class Drops:
+    """What one system noise costs: mean and largest drop over its options, and the option of the largest, fractions."""
+
+    noise: str
+    mean: float
+    most: float
+    worst: NoiseSpec
+
+
+def systematic_robustness(accuracies: Sequence[float], *, ddof: int = 1) -> tuple[float, float]:
+    """Return (SR mean, SR standard deviation) over accuracies of cells such as decoder by resize, in their unit.
+
+    With `ddof` 1 the deviations are those printed in tables 7 and 8 of SysNoise (Wang et al. 2023); RobustART's code
+    takes 0. Raises BadInput for fewer than `ddof` + 1 cells.
+    """
+    if len(accuracies) <= ddof:
+        raise BadInput(f"{len(accuracies)} accuracies", f"at least {ddof + 1}", "ask for more decoders or resizes")
+    values = np.asarray(accuracies, dtype=np.float64)
+    return float(values.mean()), float(values.std(ddof=ddof))
+
+
+def drop(clean: pa.Table, noisy: pa.Table) -> float:
+    """Return clean minus noisy top-1, a fraction, on the samples that both tables hold."""
+    left, right = joined(clean, noisy)
+    return share(column(clean, "correct")[left]) - share(column(noisy, "correct")[right])
+
+
+def drops(clean: pa.Table, noisy: Mapping[NoiseSpec, pa.Table]) -> list[Drops]:
+    """Return, for each system noise, the mean and largest drop over its options, in the order they come.
+
+    Ties go to the first option. Source: SysNoise (Wang et al. 2023), section 3: mean and max of the difference.
+    """
+    by_noise: dict[str, dict[NoiseSpec, float]] = {}
+    for spec, table in noisy.items():
+        by_noise.setdefault(spec.name, {})[spec] = drop(clean, table)
+    return [
+        Drops(name, float(np.mean(list(found.values()))), max(found.values()), max(found, key=found.__getitem__))
+        for name, found in by_noise.items()
+    ]
+
+
+def worst_options(clean: pa.Table, noisy: Mapping[NoiseSpec, pa.Table]) -> dict[str, NoiseSpec]:
+    """Return the option of the largest drop for each system noise, for the chain of the combined drop."""
+    return {found.noise: found.worst for found in drops(clean, noisy)}
