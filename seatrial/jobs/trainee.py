@@ -16,6 +16,7 @@ from seatrial.bench.store import Store
 from seatrial.bench.sweep import sweep
 from seatrial.core.cell import digest
 from seatrial.core.graph import Graph
+from seatrial.core.sample import Sample
 from seatrial.data.draw import limit, ranked
 from seatrial.data.files import open_data, open_training_digits
 from seatrial.data.screen import screen
@@ -114,9 +115,9 @@ def open_trainee(
 
     Without `train`, a fifth of `data`, drawn by the seed, is judged on and the rest trained on; for the built-in
     digits their training part is taken. `train_limit` bounds the samples trained on. Raises BadInput for deployed
-    files and for data sets that share samples.
+    files and where all training samples are among those judged on; some that are, are left out and counted.
     """
-    whole = replace(settings, limit=None) if train is None else settings
+    whole = replace(settings, limit=None)
     subject = open_subject(model, data, whole, overrides=overrides, calibrate=False, progress=progress)
     if not isinstance(subject.model, Model):
         raise BadInput(f"the deployed file '{subject.model.name}'", "a network to train", "pass the float original")
@@ -128,11 +129,7 @@ def open_trainee(
             wnids=names.wnids or None,
             n_classes=(subject.model.n_outputs or 0) - names.background or None,
         )
-        if pool.digest == evaluation.digest:
-            raise BadInput(
-                "training data equal to --data", "other samples", "leave --train out: --data is divided then"
-            )
-        samples, note = _screened(pool, subject, settings, progress), f"trained on {pool.name}"
+        samples, note = _apart(_screened(pool, subject, settings, progress), evaluation)
     elif evaluation.name == "digits":
         samples, note = _screened(open_training_digits(), subject, settings, progress), "trained on the training digits"
     else:
@@ -152,6 +149,22 @@ def open_trainee(
 def _screened(pool: Samples, subject: Subject, settings: Settings, progress: Progress | None) -> Samples:
     told = named(progress, "reading the training pictures")
     return screen(pool, subject.pipeline, max_bad=settings.max_bad, progress=told)[0]
+
+
+def _apart(samples: Samples, evaluation: Samples) -> tuple[Samples, str]:
+    """Return the training samples whose contents are not judged on, and a note."""
+    judged_on = {_content(sample) for sample in evaluation}
+    shared = [sample.id for sample in samples if _content(sample) in judged_on]
+    if len(shared) == len(samples):
+        raise BadInput("training data equal to --data", "other samples", "leave --train out: --data is divided then")
+    left_out = f"; {len(shared)} of its samples are judged on and were left out" if shared else ""
+    return samples.without(shared), f"trained on {samples.name}{left_out}"
+
+
+def _content(sample: Sample) -> str:
+    if sample.encoded is not None:
+        return digest(sample.encoded)
+    return digest(b"" if sample.array is None else sample.array.tobytes())
 
 
 def named(progress: Progress | None, text: str) -> Callable[[int, int], None] | None:
