@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seatrial.core.detection import Detection
+from seatrial.core.detection import Detection, layout_of
 from seatrial.core.instance_segmentation import InstanceSegmentation
 from seatrial.core.runs import mask_of, runs_of
 from seatrial.core.sample import Picture, Placement, Sample
-from seatrial.core.task import LabelMap
+from seatrial.core.task import Classification, LabelMap
 from seatrial.core.truth import ClassMap, Objects
 from seatrial.errors import BadInput, NotApplicable
 
@@ -134,6 +134,29 @@ def test_whole_pixels_are_counted_where_the_system_says() -> None:
     ):
         with pytest.raises(NotApplicable, match="decodes its boxes by itself"):
             Detection(layout=layout, boxes="decode").answer(outputs, [sample()], [picture()])
+        with pytest.raises(NotApplicable, match="decodes its boxes by itself"):
+            InstanceSegmentation(detection=Detection(layout=layout)).under("everywhere")
+    assert task.under("decode") == replace(task, boxes="decode")
+    assert Detection().under("as-trained") == Detection()
+    assert Classification().under("as-trained") == Classification()
+    with pytest.raises(NotApplicable, match="no boxes are decoded"):
+        Classification().under("decode")
+
+
+def test_layouts_are_told_apart_by_their_shape() -> None:
+    cells = 52 * 52 + 26 * 26 + 13 * 13
+    given_as = {
+        "yolox": torch.zeros(2, cells, 85),
+        "yolov5": torch.zeros(2, 3 * cells, 85),
+        "yolov8": torch.zeros(2, 84, cells),
+        "listed": [listed([], [], [])],
+        "arrays": (torch.zeros(1, 5, 4), torch.zeros(1, 5)),
+    }
+    for layout, outputs in given_as.items():
+        assert layout_of(outputs, (416, 416)) == layout
+    for outputs in (torch.zeros(1, 1000), torch.zeros(2, cells + 1, 85), [], "boxes"):
+        with pytest.raises(BadInput, match="for an input of 416x416 pixels; wanted boxes"):
+            layout_of(outputs, (416, 416))
 
 
 def test_what_is_no_number_is_counted_and_left_out() -> None:

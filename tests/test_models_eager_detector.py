@@ -131,8 +131,6 @@ def test_any_callable_that_finds_will_do_and_others_are_named() -> None:
 def test_torchvision_detectors_are_opened_by_name(tmp_path: Path) -> None:
     name = "torchvision:ssdlite320_mobilenet_v3_large"
     opened = open_detector(name, weights=RANDOM, n_classes=2)
-    again = open_detector(name, weights=RANDOM, n_classes=2)
-    assert opened.digest == again.digest
     assert (opened.labels.background, opened.masks) == (1, False)
     assert opened.warnings
     (found,) = opened.predictor(torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
 import numpy as np
@@ -19,6 +19,7 @@ from seatrial.core.truth import Objects
 from seatrial.errors import BadInput, NotApplicable
 
 Layout = Literal["listed", "arrays", "yolox", "yolov5", "yolov8"]
+_BY_ITSELF = "the detector decodes its boxes by itself"
 
 
 @final
@@ -86,6 +87,7 @@ class Detection(Task):
         Raises BadInput for outputs that are no boxes in this layout and for samples without known objects;
         NotApplicable where whole pixels should be counted in a decoding that the network does by itself.
         """
+        self.under(self.boxes)
         found = self.found(outputs, pictures)
         true = [objects_of(sample) for sample in samples]
         columns = [
@@ -102,6 +104,12 @@ class Detection(Task):
             [one.areas_px for one in true],
         ]
         return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, self.SCHEMA)], schema=self.SCHEMA)
+
+    def under(self, boxes: Boxes) -> Detection:
+        """Return the task with its boxes decoded so; raises NotApplicable where the network decodes them by itself."""
+        if boxes != "as-trained" and self.layout in ("listed", "arrays"):
+            raise NotApplicable(_BY_ITSELF)
+        return replace(self, boxes=boxes)
 
     def found(self, outputs: Any, pictures: Sequence[Picture]) -> list[Found]:
         """Return what was found in each picture; raises as `answer` does."""
@@ -132,8 +140,6 @@ class Detection(Task):
     def _raw(self, entry: Mapping[str, np.ndarray], picture: Picture) -> _Raw:
         """Return boxes in pixels of the input, unsuppressed ones after suppression."""
         if "labels" in entry:
-            if self.boxes != "as-trained":
-                raise NotApplicable("the detector decodes its boxes by itself")
             boxes, scores, labels = entry["boxes"], entry["scores"], entry["labels"]
             if boxes.shape != (scores.size, 4) or labels.shape != scores.shape or scores.ndim != 1:
                 raise self._refused(f"boxes {boxes.shape}, scores {scores.shape}, labels {labels.shape} for a picture")
@@ -144,8 +150,6 @@ class Detection(Task):
             boxes, scores = self._decoded(entry["raw"], picture)
         else:
             boxes, scores = entry["boxes"].astype(np.float32), entry["scores"].astype(np.float32)
-            if self.boxes != "as-trained":
-                raise NotApplicable("the detector decodes its boxes by itself")
             if scores.ndim != 2 or boxes.shape != (len(scores), 4):
                 raise self._refused(f"boxes {boxes.shape} and scores {scores.shape} for a picture")
             scores = scores[:, self.labels.background :]
@@ -187,6 +191,31 @@ class Detection(Task):
         return BadInput(
             came, f"{wanted} of each picture, in the layout '{self.layout}'", "pass a detector, or state its layout"
         )
+
+
+def layout_of(outputs: Any, input_px: tuple[int, int], strides: Sequence[int] = (8, 16, 32)) -> Layout:
+    """Return the layout that outputs for an input of `input_px` (height, width) have by their shape.
+
+    A YOLO head has as many locations as its grids have cells, YOLOv5 three times as many, YOLOv8 has them last.
+    Decoded YOLOX outputs look like raw ones: state `yolov5` for them. Raises BadInput where no layout fits.
+    """
+    cells = sum((input_px[0] // stride) * (input_px[1] // stride) for stride in strides)
+    match outputs:
+        case Tensor(ndim=3) if outputs.shape[1] == cells and outputs.shape[2] > 5:
+            return "yolox"
+        case Tensor(ndim=3) if outputs.shape[1] == 3 * cells and outputs.shape[2] > 5:
+            return "yolov5"
+        case Tensor(ndim=3) if outputs.shape[2] == cells and outputs.shape[1] > 4:
+            return "yolov8"
+        case [Mapping(), *_]:
+            return "listed"
+        case [Tensor(), Tensor()] | [Tensor(), Tensor(), Tensor()]:
+            return "arrays"
+    raise BadInput(
+        f"an output of {_described(outputs)} for an input of {input_px[0]}x{input_px[1]} pixels",
+        "boxes, scores and labels, or the head of a YOLO",
+        "pass a detector, or state its layout",
+    )
 
 
 def objects_of(sample: Sample) -> Objects:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seatrial.core.at_source import at_source
 from seatrial.core.detection import Detection, Found, objects_of
+from seatrial.core.noise import Boxes
 from seatrial.core.runs import runs_of
 from seatrial.core.sample import Picture, Sample
 from seatrial.core.task import LabelMap, Task
@@ -57,6 +58,10 @@ class InstanceSegmentation(Task):
         for name, column in (("runs", runs), ("true_runs", true)):
             table = table.append_column(name, pa.array(column, self.SCHEMA.field(name).type))
         return table
+
+    def under(self, boxes: Boxes) -> InstanceSegmentation:
+        """Return the task with its boxes decoded so; raises NotApplicable where the network decodes them by itself."""
+        return replace(self, detection=self.detection.under(boxes))
 
     def _runs(self, entry: Any, found: Found, picture: Picture) -> list[Int32[np.ndarray, " runs"]]:
         masks = entry.get("masks") if isinstance(entry, Mapping) else None

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from seatrial.core.noise import Boxes
 from seatrial.core.sample import Picture, Sample
-from seatrial.errors import BadInput
+from seatrial.errors import BadInput, NotApplicable
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Task(ABC):
 
         `pictures` hold how each sample stands in the network's input; tasks that do not look back take none.
         """
+
+    def under(self, boxes: Boxes) -> Task:
+        """Return the task in a system that counts pixels of boxes so; raises NotApplicable where it decodes none."""
+        if boxes != "as-trained":
+            raise NotApplicable("no boxes are decoded")
+        return self
 
 
 @dataclass(frozen=True)
