@@ -70,15 +70,25 @@ _ROUNDING = 2.0**-25
 """The most that rounding to float32 moves a number up to 1."""
 
 
-class Ball(ABC):
-    """The pictures within epsilon of given ones and in [0, 1].
+_AIM = 1 - 1e-12
+"""Share of epsilon that projections aim at, so that sums in float64, in whatever order, stay below it."""
 
-    Laws: `project` gives such a picture, and a point inside comes back as it is; each row depends on its own alone.
+_NEWTON_TURNS, _TURNS = 20, 150
+"""Newton's steps take about 8 turns; where they creep, every second turn halves the bracket, to float64's end."""
+
+
+class Ball(ABC):
+    """The float32 pictures within epsilon of a batch of centers in one norm, and in [0, 1].
+
+    Laws: `project` gives such a picture, exactly when measured in float64; a point inside comes back as it is, bit for
+    bit; a sample's result does not depend on the rest of the batch; arguments are unchanged.
     """
 
     @abstractmethod
-    def project(self, point: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """Return `point` [batch, channels, height, width], moved into the ball and the box."""
+    def project(
+        self, point: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return `point` (finite, of any size), moved into the ball and the box."""
 
     @abstractmethod
     def select(self, keep: Tensor) -> Ball:
@@ -86,14 +96,23 @@ class Ball(ABC):
 
 
 def ball_around(norm: str, center: Float[Tensor, "batch channels height width"], epsilon: float) -> Ball:
-    """Return the ball of radius `epsilon`; raises BadInput unless the center is float32 in [0, 1]."""
-    return {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}[norm].around(center, epsilon)
+    """Return the ball of radius `epsilon` in `norm`.
+
+    Raises BadInput for an unknown norm, and unless the center is float32 in [0, 1].
+    """
+    if norm not in NORMS:
+        raise unknown_name("norm", norm, NORMS)
+    kinds: dict[str, type[LinfBall | L2Ball | L1Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
+    return kinds[norm].around(center, epsilon)
 
 
 @final
 @dataclass(frozen=True)
 class LinfBall(Ball):
-    """The pixels' lowest and highest values: |x - center| <= epsilon holds for every float32 picture between them."""
+    """The pixels' lowest and highest values: |x - center| <= epsilon holds for every float32 picture between them.
+
+    What lies within 1e-7 of the surface counts as outside, see `inner_radius`.
+    """
 
     lower: Float[Tensor, "batch channels height width"]
     upper: Float[Tensor, "batch channels height width"]
@@ -105,8 +124,10 @@ class LinfBall(Ball):
         center, radius = center.detach(), inner_radius(epsilon)
         return LinfBall((center - radius).clamp_(min=0), (center + radius).clamp_(max=1))
 
-    def project(self, point: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """Return `point` clipped to the nearest picture inside."""
+    def project(
+        self, point: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return the nearest picture inside: each pixel clipped."""
         return point.clamp(self.lower, self.upper)
 
     def select(self, keep: Tensor) -> LinfBall:
@@ -117,76 +138,109 @@ class LinfBall(Ball):
 @final
 @dataclass(frozen=True)
 class L2Ball(Ball):
-    """Euclidean distance; `radius` is smaller than epsilon by what rounding to float32 can add."""
+    """Euclidean distance, with a part of the ball cut off by the box."""
 
     center: Float[Tensor, "batch channels height width"]
-    radius: float
+    epsilon: float
 
     @staticmethod
     def around(center: Float[Tensor, "batch channels height width"], epsilon: float) -> L2Ball:
         """Return the ball of radius `epsilon` around `center`; raises BadInput unless that is float32 in [0, 1]."""
         require_unit_box(center)
-        return L2Ball(center.detach(), _shrunk(epsilon, math.sqrt(math.prod(center.shape[1:]))))
+        return L2Ball(center.detach(), epsilon)
 
-    def project(self, point: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """Return `point` scaled towards the center, then clipped to the box: inside both, not always the nearest."""
-        offset = point - self.center
-        length = torch.linalg.vector_norm(offset.flatten(1), dim=1, dtype=torch.float64)
-        scale = (self.radius / length.clamp(min=1e-30)).clamp(max=1).to(torch.float32)
-        inside = (scale >= 1)[:, None, None, None]
-        return torch.where(inside, point, self.center + offset * scale[:, None, None, None]).clamp_(0, 1)
+    def project(
+        self, point: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return the nearest picture of the ball, clipped to the box: inside both, but not always the nearest there.
+
+        Published L2 attacks (APGD of Croce and Hein 2020, arXiv 2003.01690, among them) project in the same way.
+        """
+        offset = point.double() - self.center
+        length = sample_sum(offset.square()).sqrt()
+        inside = length <= self.epsilon
+        offset.mul_((self.epsilon * _AIM / length).clamp_(max=1))
+        return torch.where(inside, point, _rounded_inwards(offset, self.center)).clamp_(0, 1)
 
     def select(self, keep: Tensor) -> L2Ball:
         """Return the ball of the samples that `keep` (indices or a mask) names."""
-        return L2Ball(self.center[keep], self.radius)
+        return L2Ball(self.center[keep], self.epsilon)
 
 
 @final
 @dataclass(frozen=True)
 class L1Ball(Ball):
-    """The sum of absolute differences; `radius` is smaller than epsilon by what rounding to float32 can add."""
+    """The sum of absolute differences, with a part of the ball cut off by the box."""
 
     center: Float[Tensor, "batch channels height width"]
-    radius: float
+    epsilon: float
 
     @staticmethod
     def around(center: Float[Tensor, "batch channels height width"], epsilon: float) -> L1Ball:
         """Return the ball of radius `epsilon` around `center`; raises BadInput unless that is float32 in [0, 1]."""
         require_unit_box(center)
-        return L1Ball(center.detach(), _shrunk(epsilon, math.prod(center.shape[1:])))
+        return L1Ball(center.detach(), epsilon)
 
-    def project(self, point: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """Return the nearest picture of ball and box together (Croce and Hein 2021, proposition 2.1).
+    def project(
+        self, point: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return the nearest picture of ball and box together (Croce and Hein 2021, 2103.01208, proposition 2.1).
 
-        Each difference shrinks by one common amount and is cut off at the box; the amount is found by Newton steps
-        kept between bounds, in float64.
+        Each difference shrinks by one amount common to the sample and is cut off at the box.
         """
-        offset = (point - self.center).flatten(1).double()
-        size, center = offset.abs(), self.center.flatten(1).double()
-        room = torch.where(offset > 0, 1 - center, center)
-        lower, upper = torch.zeros(len(size), 1, dtype=torch.float64), size.amax(1, keepdim=True)
-        amount = lower.clone()
-        for _ in range(60):
-            shrunk = size - amount
-            excess = shrunk.clamp(min=0).minimum(room).sum(1, keepdim=True) - self.radius
-            slope = ((shrunk > 0) & (shrunk < room)).sum(1, keepdim=True)
-            lower, upper = torch.where(excess > 0, amount, lower), torch.where(excess > 0, upper, amount)
-            step = amount + excess / slope.clamp(min=1)
-            good = (step > lower) & (step < upper) & (slope > 0)
-            amount = torch.where(good, step, (lower + upper) / 2)
-        kept = (size - upper).clamp(min=0).minimum(room)
-        moved = self.center.flatten(1) + (offset.sign() * kept).to(torch.float32)
-        within = (size.minimum(room).sum(1) <= self.radius)[:, None]
-        return torch.where(within, point.flatten(1), moved).clamp_(0, 1).view_as(point)
+        offset = point.double() - self.center
+        size = offset.abs()
+        room = torch.where(offset > 0, 1 - self.center.double(), self.center.double())
+        # A point in the ball but not in the box is cut off alone, the amount being 0.
+        inside = (sample_sum(size) <= self.epsilon) & ((point >= 0) & (point <= 1)).flatten(1).all(1)[
+            :, None, None, None
+        ]
+        kept = torch.minimum((size - self._amount(size, room)).clamp_(min=0), room).copysign_(offset)
+        return torch.where(inside, point, _rounded_inwards(kept, self.center)).clamp_(0, 1)
 
     def select(self, keep: Tensor) -> L1Ball:
         """Return the ball of the samples that `keep` (indices or a mask) names."""
-        return L1Ball(self.center[keep], self.radius)
+        return L1Ball(self.center[keep], self.epsilon)
+
+    def _amount(self, size: Tensor, room: Tensor) -> Tensor:
+        """Return by how much differences of `size` shrink so that, cut off at `room`, they sum to epsilon at most.
+
+        The sum is piecewise linear in the amount, so Newton's steps end on the exact one, at a third of the time that
+        sorting its breakpoints takes (the authors' code); a bracket keeps them from leaping past it.
+        """
+        wanted = self.epsilon * _AIM
+        low = torch.zeros_like(size[:, :1, :1, :1])
+        high = size.amax((1, 2, 3), keepdim=True) if len(size) else low
+        amount, answer, beyond = low, torch.full_like(low, torch.nan), size - room
+        for turn in range(_TURNS):
+            left, cut = (size - amount).clamp_(min=0), (beyond - amount).clamp_(min=0)
+            excess = sample_sum(left - cut) - wanted
+            exact = (excess.abs() <= 5e-13 * wanted) | ((excess <= 0) & (amount == 0))
+            ended = torch.where(exact | (excess <= 0), amount, high)
+            # A sample that has its answer keeps it, whatever others still need.
+            answer = torch.where(answer.isnan() & (exact | (high - low <= 1e-15 * high)), ended, answer)
+            if not bool(answer.isnan().any()):
+                break
+            low, high = torch.where(excess > 0, amount, low), torch.where(excess > 0, high, amount)
+            slope = sample_sum((left > 0).double() - (cut > 0).double())
+            newton = amount + excess / slope
+            leap = (newton > low) & (newton < high) & (turn < _NEWTON_TURNS or turn % 2 == 0)
+            amount = torch.where(leap, newton, (low + high) / 2)
+        return torch.where(answer.isnan(), high, answer)
 
 
-def _shrunk(epsilon: float, entries: float) -> float:
-    """Return the radius that, with every entry rounded to float32, stays within epsilon."""
-    return max(0.0, epsilon * (1 - 1e-7) - _ROUNDING * entries)
+def sample_sum(values: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch 1 1 1"]:
+    """Return each sample's sum, in an order that does not depend on how many samples there are.
+
+    PyTorch splits a sum to a single number, which that of a batch of one would be, among threads.
+    """
+    return values.sum(3, keepdim=True).sum(2, keepdim=True).sum(1, keepdim=True)
+
+
+def _rounded_inwards(offset: Float[Tensor, "*shape"], center: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return float32 points at most `offset` (float64) away from `center`, entry by entry."""
+    near = (center + offset).float()
+    return torch.where((near.double() - center).abs() > offset.abs(), torch.nextafter(near, center), near)
 
 
 def inner_radius(epsilon: float) -> float:
