@@ -176,6 +176,18 @@ def test_a_pass_of_glass_blur_is_the_sequential_scan(height: int, width: int, re
     assert max(down.max(), right.max()) == reach - 1
 
 
+@pytest.mark.parametrize(("height", "width"), [(270, 290), (6, 6), (1, 9)])
+def test_a_pass_of_glass_blur_on_large_and_tiny_pictures(height: int, width: int) -> None:
+    scanned, met = _meetings(height, width, 4, generator(6))
+    origin = np.arange(height * width, dtype=np.int32)
+    copied, exchanged = origin.copy(), origin.copy()
+    for one, other in zip(scanned, met):
+        copied[one] = copied[other]
+        exchanged[one], exchanged[other] = exchanged[other], exchanged[one]
+    assert np.array_equal(_copied(origin, scanned, met), copied)
+    assert np.array_equal(_exchanged(origin, scanned, met), exchanged)
+
+
 def test_glass_blur_has_two_modes() -> None:
     picture = pattern(64, 64)
     reference = GlassBlur(severity=3).corrupt(picture, rng=generator(5))
