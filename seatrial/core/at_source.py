@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from seatrial.core.sample import Picture
@@ -20,17 +20,14 @@ def at_source(
 
     Between centers of the map values are bilinear, beyond its outer centers they stay, on its centers they are exact.
     """
-    for axis in (0, 1):
-        side = maps.shape[axis + 1]
-        at = _centers(picture, axis, window) * side / picture.pixels.shape[axis] - 0.5
-        at = np.clip(at, 0, side - 1)
-        lower = np.floor(at).astype(np.int64)
-        share = torch.from_numpy(at - lower).to(maps)
-        share = share[:, None] if axis == 0 else share
-        first = maps.index_select(axis + 1, torch.from_numpy(lower))
-        second = maps.index_select(axis + 1, torch.from_numpy(np.minimum(lower + 1, side - 1)))
-        maps = torch.lerp(first, second, share)
-    return maps
+    (above, row_share), (left, column_share) = (_between(maps.shape[a + 1], picture, a, window) for a in (0, 1))
+    if not above.size or not left.size:
+        return maps.new_empty(len(maps), above.size, left.size)
+    # Columns first and in the rows that are needed alone: the map has fewer rows than the source, as a rule.
+    top = int(above.min())
+    maps = maps[:, top : int(above.max()) + 2]
+    maps = _lerped(maps, 2, left, torch.from_numpy(column_share).to(maps))
+    return _lerped(maps, 1, above - top, torch.from_numpy(row_share).to(maps)[:, None])
 
 
 def nearest_at_source(
@@ -58,3 +55,17 @@ def _centers(picture: Picture, axis: int, window: Window | None) -> Float[np.nda
     assert picture.placement is not None, "a picture that lost its map to the source"
     first, after = (0, picture.source_size_px[axis]) if window is None else (window[axis], window[axis + 2])
     return (np.arange(first, after) + 0.5) * picture.placement.scale[axis] + picture.placement.offset_px[axis]
+
+
+def _between(
+    side: int, picture: Picture, axis: int, window: Window | None
+) -> tuple[Int64[np.ndarray, " pixels"], Float[np.ndarray, " pixels"]]:
+    """Return, for each row or column of the source, the cell of the map before its center and how far it is past it."""
+    at = np.clip(_centers(picture, axis, window) * side / picture.pixels.shape[axis] - 0.5, 0, side - 1)
+    before = np.floor(at).astype(np.int64)
+    return before, at - before
+
+
+def _lerped(maps: Tensor, axis: int, before: np.ndarray, share: Tensor) -> Tensor:
+    after = torch.from_numpy(np.minimum(before + 1, maps.shape[axis] - 1))
+    return torch.lerp(maps.index_select(axis, torch.from_numpy(before)), maps.index_select(axis, after), share)

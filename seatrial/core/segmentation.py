@@ -95,11 +95,14 @@ def _best(scores: Tensor, picture: Picture) -> Int64[np.ndarray, "height width"]
     height, width = picture.source_size_px
     found = np.empty((height, width), dtype=np.int64)
     step = max(1, _BLOCK // (len(scores) * width))
+    scores = scores.float()
+    finite = bool(torch.isfinite(scores).all())
     for top in range(0, height, step):
-        block = at_source(scores.float(), picture, (top, 0, min(height, top + step), width))
-        best = block.argmax(0)
-        best[torch.isnan(block).any(0)] = len(scores)
-        found[top : top + step] = best.numpy()
+        block = at_source(scores, picture, (top, 0, min(height, top + step), width))
+        best = block.numpy().argmax(0)
+        if not finite:
+            best[torch.isnan(block).any(0).numpy()] = len(scores)
+        found[top : top + step] = best
     return found
 
 
