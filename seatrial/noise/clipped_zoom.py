@@ -34,5 +34,5 @@ def _line(side: int, factor: float) -> tuple[float, float]:
     """Return step and start, in pixels of the source, of the pixels of one side."""
     middle = math.ceil(side / factor)
     wide = round(middle * factor)
-    step = (middle - 1) / (wide - 1)
+    step = (middle - 1) / max(1, wide - 1)
     return step, (side - middle) // 2 + step * ((wide - side) // 2)

@@ -16,6 +16,9 @@ from seatrial.noise.smoothing import smoothed
 _SIGMA_REACH_PASSES = ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2))
 """Blur before and after in px, reach of an exchange in px, and passes (hendrycks/robustness, make_imagenet_c.py)."""
 
+_FLAT = 1e-3
+"""Added before fractions are cut off, so that rounding cannot darken an even area by a level."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class GlassBlur(Corruption):
     Raises BadInput for a severity other than 1 to 5 or another mode.
     Departures: float32; a pass is resolved as a whole, with the result of the scan. In "reference" every pixel points
     to where its value comes from, in "clean" every exchange to the next one of the same pixel, and all pointers are
-    followed at once to their ends.
+    followed at once to their ends. A thousandth of a level is added before fractions are cut off.
     """
 
     severity: int
@@ -46,13 +49,18 @@ class GlassBlur(Corruption):
         require_picture(picture)
         sigma_px, reach, passes = at_severity(_SIGMA_REACH_PASSES, self.severity)
         height, width = picture.shape[:2]
-        soft = smoothed(picture.astype(np.float32), sigma_px).clip(0, 255).astype(np.uint8).reshape(-1, 3)
+        soft = _blurred(picture, sigma_px).reshape(-1, 3)
         origin = np.arange(height * width, dtype=np.int32)
         for _ in range(passes):
             scanned, met = _meetings(height, width, reach, rng)
             origin = (_copied if self.mode == "reference" else _exchanged)(origin, scanned, met)
-        values = smoothed(soft.take(origin, axis=0).reshape(picture.shape).astype(np.float32), sigma_px)
-        return np.clip(values, 0, 255, out=values).astype(np.uint8)
+        return _blurred(soft.take(origin, axis=0).reshape(picture.shape), sigma_px)
+
+
+def _blurred(picture: UInt8[np.ndarray, "height width 3"], sigma_px: float) -> UInt8[np.ndarray, "height width 3"]:
+    values = smoothed(picture.astype(np.float32), sigma_px)
+    values += np.float32(_FLAT)
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 def _meetings(

@@ -13,21 +13,25 @@ _WIDE_PX = 32
 
 
 def smoothed(
-    field: Float[np.ndarray, "height width *channels"], sigma_px: float, *, truncate: float = 4.0, reflect: bool = False
+    field: Float[np.ndarray, "height width *channels"],
+    sigma_px: float | tuple[float, float],
+    *,
+    truncate: float = 4.0,
+    reflect: bool = False,
 ) -> Float[np.ndarray, "height width *channels"]:
-    """Return float32 `field` under a Gaussian of `sigma_px`, cut off at `truncate` deviations.
+    """Return float32 `field` under a Gaussian of `sigma_px` (or down and across), cut off at `truncate` deviations.
 
     Beyond the border the edge value is repeated, or with `reflect` the field is mirrored about the border
     (d c b a | a b c d). Equal to `skimage.filters.gaussian` with mode nearest or reflect up to round-off.
     """
-    radius = int(truncate * sigma_px + 0.5)
-    if radius >= _WIDE_PX and field.ndim == 2:
-        down = _band(field.shape[0], sigma_px, radius, reflect)
-        across = _band(field.shape[1], sigma_px, radius, reflect)
+    down_px, across_px = sigma_px if isinstance(sigma_px, tuple) else (sigma_px, sigma_px)
+    rows, columns = (int(truncate * sigma + 0.5) for sigma in (down_px, across_px))
+    if max(rows, columns) >= _WIDE_PX and field.ndim == 2:
+        down = _band(field.shape[0], down_px, rows, reflect)
+        across = _band(field.shape[1], across_px, columns, reflect)
         return down @ field @ across.T
-    taps = _taps(sigma_px, radius)
     border = cv2.BORDER_REFLECT if reflect else cv2.BORDER_REPLICATE
-    return cv2.sepFilter2D(field, cv2.CV_32F, taps, taps, borderType=border)
+    return cv2.sepFilter2D(field, cv2.CV_32F, _taps(across_px, columns), _taps(down_px, rows), borderType=border)
 
 
 @lru_cache(maxsize=64)
