@@ -16,7 +16,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 TRIAL_EXTRAS := openvino
-TEST_EXTRAS := vision,text,openvino,litert,ray,dev
+TEST_EXTRAS := vision,text,openvino,litert,ray,codecs,detection,dev
 BENCH_EXTRAS := $(TEST_EXTRAS),bench
 
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile

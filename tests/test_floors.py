@@ -27,7 +27,9 @@ FLOORS: tuple[frozenset[str], ...] = (
 # In these rows neighbors may meet, as long as no circle arises; wings never do.
 MIXED = (frozenset({"data", "models", "metrics", "numerics", "train"}), frozenset({"report", "testing"}))
 # Packages that are not installed with seatrial itself: imported where they are used, behind `missing_extra`.
-OPTIONAL = frozenset({"torchvision", "timm", "transformers", "openvino", "ai_edge_litert", "ray", "nncf"})
+OPTIONAL = frozenset(
+    {"torchvision", "timm", "transformers", "openvino", "ai_edge_litert", "ray", "nncf", "simplejpeg", "pycocotools"}
+)
 HOMELESS = frozenset({"util", "utils", "helper", "helpers", "common", "misc"})
 MOST_LINES = 399
 
