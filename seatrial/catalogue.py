@@ -63,6 +63,7 @@ ENTRIES: tuple[Entry, ...] = (
     _attack("fab_t", "fab_t:FabT", "Croce and Hein 2020", "gradients"),
     _attack("autoattack", "autoattack:AutoAttack", "Croce and Hein 2020", "gradients"),
     _attack("square", "square:Square", "Andriushchenko et al. 2020", "logits"),
+    _attack("hopskipjump", "hopskipjump:HopSkipJump", "Chen et al. 2020", "labels", (*_LINF, *_L2)),
     # The 15 of the benchmark, then the four of its validation set.
     _corruption("gaussian_noise", quick=("3",)),
     _corruption("shot_noise"),

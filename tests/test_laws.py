@@ -85,6 +85,10 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
     ("attack", "fab_t"): ({"epsilon": "0.3", "steps": 12},),
     ("attack", "autoattack"): ({"epsilon": "8/255", "steps": 8, "queries": 20},),
     ("attack", "square"): ({"epsilon": "8/255", "queries": 20},),
+    ("attack", "hopskipjump"): (
+        {"epsilon": "8/255", "norm": "linf", "queries": 80, "draws": 10},
+        {"epsilon": "0.5", "norm": "l2", "queries": 80, "draws": 10},
+    ),
     ("system", "resize"): (
         *({"option": option} for option in ("opencv-bilinear", "pillow-lanczos", "torch-bicubic-antialias")),
         {"option": "pillow-bilinear"},

@@ -8,51 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from attacked import Judge, Linear, convnet, draws, pictures, trained_digits, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from seatrial.core.chance import generator
 from seatrial.core.noise import Attack
-from seatrial.core.predictor import Gift, Inputs, Predictor
 from seatrial.errors import BadInput, NotApplicable
 from seatrial.noise.ball import LinfBall, budget
 from seatrial.noise.fgsm import FGSM
 from seatrial.noise.margin import margin
 from seatrial.noise.pgd import PGD
 from seatrial.noise.square import Square
-
-
-class Judge(Predictor):
-    """A module seen through its forward pass, which notes what it was asked."""
-
-    def __init__(
-        self, module: nn.Module, gives: frozenset[Gift] = frozenset({"gradients", "logits", "labels"})
-    ) -> None:
-        self._module, self._gives = module, gives
-        self.asked: list[Tensor] = []
-
-    @property
-    def gives(self) -> frozenset[Gift]:
-        return self._gives
-
-    def __call__(self, inputs: Inputs) -> Tensor:
-        assert isinstance(inputs, Tensor)
-        self.asked.append(inputs.detach().clone())
-        if "gradients" in self._gives:
-            return self._module(inputs)
-        assert not inputs.requires_grad
-        with torch.no_grad():
-            return self._module(inputs).detach()
-
-    @property
-    def rows(self) -> int:
-        return sum(len(batch) for batch in self.asked)
-
-
-def draws(count: int, seed: int = 0) -> list[np.random.Generator]:
-    return [generator(seed, "attack", i) for i in range(count)]
 
 
 def attacks(epsilon: float | str = "8/255") -> list[Attack]:
@@ -68,17 +35,6 @@ def attacks(epsilon: float | str = "8/255") -> list[Attack]:
 ATTACKS = [pytest.param(attack, id=f"{type(attack).__name__}-{i}") for i, attack in enumerate(attacks())]
 
 
-def convnet(seed: int = 0, classes: int = 10) -> nn.Module:
-    torch.manual_seed(seed)
-    body = nn.Conv2d(3, 12, 3, stride=2), nn.ReLU(), nn.Conv2d(12, 16, 3, stride=2), nn.AdaptiveAvgPool2d(2)
-    return nn.Sequential(*body, nn.Flatten(), nn.Linear(64, classes)).eval()
-
-
-def pictures(count: int, height: int = 16, width: int = 16, seed: int = 0) -> Tensor:
-    values = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
-    return torch.cat([values.mul(1.4).sub(0.2)]).clamp(0, 1)  # some pixels sit on 0 and on 1
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Networks as small as these are slower on two threads, by far so on a busy machine."""
@@ -90,24 +46,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
-    """A small network that reads the digits of scikit-learn at 97 % and more, and 160 pictures kept from it."""
-    data = load_digits()
-    inputs = torch.tensor(data.images / 16, dtype=torch.float32)[:, None].expand(-1, 3, -1, -1).contiguous()
-    labels = torch.tensor(data.target)
-    torch.manual_seed(0)
-    body = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()
-    module = nn.Sequential(*body, nn.Flatten(), nn.Linear(512, 10))
-    optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)
-    for _ in range(8):
-        for batch in torch.randperm(1500).split(100):
-            optimizer.zero_grad()
-            F.cross_entropy(module(inputs[batch]), labels[batch]).backward()
-            optimizer.step()
-    optimizer.zero_grad()
-    module.eval()
-    kept = slice(1637, 1797)
-    assert (module(inputs[kept]).argmax(1) == labels[kept]).float().mean() > 0.9
-    return module, inputs[kept], labels[kept]
+    return trained_digits()
 
 
 # Laws
@@ -196,23 +135,6 @@ def test_an_empty_batch_is_no_trouble(attack: Attack) -> None:
 # Closed forms
 
 
-class Linear(nn.Module):
-    """Two logits, the first a weighted sum of the pixels: the worst picture of a ball is known."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        score = (inputs * self.weight).flatten(1).sum(1)
-        return torch.stack([score, torch.zeros_like(score)], 1)
-
-
-def worst(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    low, high = (inputs.double() - epsilon).clamp(min=0), (inputs.double() + epsilon).clamp(max=1)
-    return torch.where(weight > 0, low, torch.where(weight < 0, high, inputs.double()))
-
-
 @pytest.mark.parametrize("attack", [FGSM(epsilon=0.05), PGD(epsilon=0.05, steps=40)], ids=["FGSM", "PGD"])
 def test_gradient_attacks_find_the_worst_picture_of_a_linear_model(attack: Attack) -> None:
     weight = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(1)) / 20
@@ -224,19 +146,6 @@ def test_gradient_attacks_find_the_worst_picture_of_a_linear_model(attack: Attac
     assert np.allclose(result.zero_gradient, 16 / 192)
     if isinstance(attack, FGSM):
         assert torch.equal(result.inputs[:, 0, :2], inputs[:, 0, :2])
-
-
-def test_square_finds_the_worst_picture_where_each_channel_has_one_sign() -> None:
-    weight = torch.tensor([1.0, -2.0, 0.5])[:, None, None] * torch.linspace(0.5, 1.5, 25).view(5, 5)
-    inputs = pictures(4, 5, 5)
-    module = Linear(weight)
-    inputs[0] = (weight > 0).float().mul(0.8).add(0.1)  # far from the border, so it stands to the end
-    result = Square(epsilon=0.01, queries=3000).perturb(
-        Judge(module, frozenset({"logits"})), inputs, torch.zeros(4, dtype=torch.int64), rng=draws(4)
-    )
-    standing = torch.tensor(result.queries == 3000)
-    assert standing[0]
-    assert (result.inputs - worst(inputs, weight, 0.01)).abs()[standing].max() < 1e-6
 
 
 def test_a_flat_loss_is_reported_as_zero_gradient() -> None:
@@ -301,93 +210,6 @@ def test_stopping_early_keeps_the_first_misclassified_point(trained: tuple[nn.Mo
     with torch.no_grad():
         assert (margin(module(result.inputs), labels)[stopped] < 0).all()
     assert [len(batch) for batch in judge.asked] == sorted((len(batch) for batch in judge.asked), reverse=True)
-
-
-# Square
-
-
-def test_square_never_needs_gradients_and_leaves_the_fallen_alone(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
-    module, inputs, labels = trained
-    wrong = labels.clone()
-    wrong[:5] = (wrong[:5] + 1) % 10
-    judge = Judge(module, frozenset({"logits", "labels"}))
-    result = Square(epsilon=0.1, queries=40).perturb(judge, inputs, wrong, rng=draws(len(inputs)))
-    with torch.no_grad():
-        clean = margin(module(inputs), wrong) < 0
-        fallen = margin(module(result.inputs), wrong) < 0
-    assert clean[:5].sum() >= 4
-    assert torch.equal(result.inputs[clean], inputs[clean])
-    assert (result.queries[clean.numpy()] == 1).all()
-    assert (result.queries[~clean.numpy()] >= 2).all()
-    assert (result.queries <= 40).all()
-    assert (result.queries[~fallen.numpy()] == 40).all()
-    assert np.isnan(result.zero_gradient).all()
-
-
-def test_square_draws_its_own_square_for_each_sample_and_never_an_idle_one() -> None:
-    judge = Judge(Linear(torch.full((3, 12, 9), 1024.0)))  # far from falling, so the batch stays whole
-    inputs = torch.full((3, 3, 12, 9), 0.5)
-    # Powers of two, so that sums are exact and the replay below accepts what the search accepts.
-    Square(epsilon=1 / 64, queries=60).perturb(judge, inputs, torch.zeros(3, dtype=torch.int64), rng=draws(3))
-    assert torch.equal(judge.asked[0], inputs)
-    stripes, *proposals = judge.asked[1:]
-    assert len(proposals) == 58
-    assert torch.equal(stripes, stripes[:, :, :1].expand_as(stripes))
-    best, least = stripes, stripes.sum((1, 2, 3))
-    unequal = 0
-    for proposal in proposals:
-        changed = (proposal != best).any(1)
-        assert changed.flatten(1).any(1).all()  # a query is never spent on a picture that is known
-        for picture, spot in zip(proposal, changed):
-            rows, columns = spot.any(1).nonzero()[:, 0], spot.any(0).nonzero()[:, 0]
-            inside = picture[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            assert torch.equal(inside, inside[:, :1, :1].expand_as(inside))  # one sign a channel in the whole square
-        unequal += not torch.equal(changed[0], changed[1])
-        score = proposal.sum((1, 2, 3))
-        better = score < least
-        best = torch.where(better[:, None, None, None], proposal, best)
-        least = torch.minimum(score, least)
-    assert unequal > 40
-
-
-def test_square_only_gets_better_and_returns_its_best() -> None:
-    module = convnet(3)
-    inputs = pictures(6)
-    labels = module(inputs).argmax(1)
-    previous = margin(module(inputs), labels) + 10
-    for queries in (2, 10, 60):
-        judge = Judge(module, frozenset({"logits"}))
-        rng = draws(6)
-        result = Square(epsilon="1/255", queries=queries).perturb(judge, inputs, labels, rng=rng)
-        with torch.no_grad():
-            now = margin(module(result.inputs), labels)
-        # Another budget stretches the schedule, so only the start is common: never worse than the stripes alone.
-        assert (now <= previous + 1e-6).all()
-        if queries == 2:
-            previous = now
-
-
-def test_square_counts_a_tie_as_standing() -> None:
-    class Tie(nn.Module):
-        def forward(self, inputs: Tensor) -> Tensor:
-            return torch.zeros(len(inputs), 4)
-
-    judge = Judge(Tie(), frozenset({"logits"}))
-    result = Square(epsilon=0.1, queries=7).perturb(judge, pictures(2), torch.tensor([0, 3]), rng=draws(2))
-    assert result.queries.tolist() == [7, 7]
-
-
-def test_square_rejects_scores_that_are_not_numbers() -> None:
-    class Fragile(nn.Module):
-        def forward(self, inputs: Tensor) -> Tensor:
-            odd = (inputs[:, 0, 0, 0] > 0.5)[:, None]
-            return torch.where(odd, torch.nan, torch.tensor([[3.0, 0.0]])).expand(len(inputs), 2)
-
-    judge = Judge(Fragile(), frozenset({"logits"}))
-    inputs = torch.full((8, 3, 6, 6), 0.5)
-    result = Square(epsilon=0.1, queries=30).perturb(judge, inputs, torch.zeros(8, dtype=torch.int64), rng=draws(8))
-    assert (result.queries == 30).all()
-    assert result.inputs.isfinite().all()
 
 
 # The ball, the margin, and what is refused

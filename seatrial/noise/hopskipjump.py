@@ -20,8 +20,8 @@ from seatrial.noise.ball import Ball, ball_around, budget
 _HALVINGS = 24
 """The finest binary search: what float32 can tell apart in [0, 1]."""
 
-_NOISES = 100
-"""Pictures of uniform noise that are tried as a start, before flat colors and the negative."""
+_NOISES, _TRIALS = 20, 109
+"""Starts that are tried: noise first, then flat colors and the negative, then noise again."""
 
 _FEWEST = 10
 """Draws without which a gradient is not worth estimating."""
@@ -42,8 +42,9 @@ class HopSkipJump(Attack):
     misclassified point within it. Where none is found, the closest misclassified point is projected onto the ball,
     which a predictor may well get right. A sample that is misclassified already costs one query and comes back
     unchanged; so does, at the price of the search, one for which no start is found. Starts are uniform noise, as in
-    the authors' code, then the eight flat corners of the color cube and the negative of the picture. Tolerances below
-    what float32 tells apart are not searched for, and the last estimate makes do with the queries left.
+    the authors' code, but after 20 in vain also the eight corners of the color cube and the negative of the picture.
+    Tolerances below what float32 tells apart are not searched for, and the last estimate makes do with the queries
+    left.
     """
 
     epsilon: float | str
@@ -138,7 +139,7 @@ class _Walk:
     def begin(self, rows: Tensor) -> Tensor:
         """Find a misclassified start for each of `rows`, go to the boundary, and return who walks on from there."""
         searching = rows
-        for trial in range(_NOISES + len(_COLORS) + 1):
+        for trial in range(_TRIALS):
             searching = searching[self._mask(self._judge.left(searching) > 0)]
             if not len(searching):
                 break
@@ -162,13 +163,14 @@ class _Walk:
 
     def _start(self, rows: Tensor, trial: int) -> Tensor:
         shape = self._origin.shape[1:]
-        if trial < _NOISES:
+        flat = trial - _NOISES
+        if flat == len(_COLORS):
+            return 1 - self._origin[rows]
+        if not 0 <= flat < len(_COLORS):
             drawn = np.stack([self._rng[i].random(shape, dtype=np.float32) for i in rows.tolist()])
             return torch.from_numpy(drawn).to(self._origin.device)
-        if trial < _NOISES + len(_COLORS):
-            color = torch.from_numpy(_COLORS[trial - _NOISES]).to(self._origin.device)
-            return color[None, :, None, None].expand(len(rows), *shape).contiguous()
-        return 1 - self._origin[rows]
+        color = torch.from_numpy(_COLORS[flat]).to(self._origin.device)
+        return color[None, :, None, None].expand(len(rows), *shape).contiguous()
 
     def _estimate(self, rows: Tensor, draws: np.ndarray, spread: Tensor) -> Tensor:
         """Return the unit direction of equation 16: random ones weighed by their verdict, less the mean verdict."""
