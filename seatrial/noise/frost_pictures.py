@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seatrial.core.chance import generator
+from seatrial.errors import BadInput
 from seatrial.noise.plasma import plasma
 
 _FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg", "frost6.jpg")
@@ -59,7 +60,10 @@ def _folder() -> Path | None:
 def _shipped(index: int) -> UInt8[np.ndarray, "tall wide 3"]:
     folder = _folder()
     assert folder is not None
-    return cv2.cvtColor(cv2.imread(str(folder / _FILES[index]), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    picture = cv2.imread(str(folder / _FILES[index]), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise BadInput(f"{folder / _FILES[index]} that OpenCV cannot read", "a picture of frost", "install it again")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def _procedural(index: int) -> UInt8[np.ndarray, "tall wide 3"]:
@@ -78,4 +82,4 @@ def _procedural(index: int) -> UInt8[np.ndarray, "tall wide 3"]:
     slope = rng.uniform(-1, 1, 2)
     ridges *= 0.75 + 0.5 * ((x * slope[0] + y * slope[1]) / (2 * _SIDE_PX) + 0.5)
     level = (ridges - ridges.mean()) / ridges.std() * 50 + 110
-    return np.clip(level[..., None] * np.float32((0.92, 1.0, 1.08)), 0, 255).astype(np.uint8)
+    return np.clip(level[..., None] * np.array((0.92, 1.0, 1.08), np.float32), 0, 255).astype(np.uint8)

@@ -41,7 +41,7 @@ class Saturate(Corruption):
         most = cv2.max(cv2.max(red, green), blue)
         least = cv2.min(cv2.min(red, green), blue)
         growth, offset = _tables(*at_severity(_FACTOR_AND_OFFSET, self.severity))
-        pair = (most.astype(np.uint16) << 8) | least
+        pair = (most.astype(np.uint16) << 8) | least.astype(np.uint16)
         value = most.astype(np.float32)[..., None]
         distance = (value - picture) * growth.take(pair)[..., None]
         grey = most == least

@@ -22,7 +22,7 @@ _TABLE = (
 )
 """Mean and deviation of a random field, its smoothing in px, threshold, strength or smoothing of the mask in px, and
 kind (hendrycks/robustness, make_imagenet_c.py)."""
-_WATER, _MUD = (175, 238, 238), (63, 42, 20)
+_WATER, _MUD = np.array((175, 238, 238), np.float32), np.array((63, 42, 20), np.float32)
 _EMBOSS = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
 
 
@@ -53,11 +53,11 @@ class Spatter(Corruption):
         field[field < threshold] = 0
         values = picture.astype(np.float32)
         if kind == "water":
-            values += _drops(field, strength)[..., None] * np.float32(_WATER)
+            values += _drops(field, strength)[..., None] * _WATER
         else:
             mask = smoothed((field > threshold).astype(np.float32), strength)
             mask[mask < 0.8] = 0
-            values += mask[..., None] * (np.float32(_MUD) - values)
+            values += mask[..., None] * (_MUD - values)
         return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
