@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 
@@ -40,11 +41,12 @@ class ZoomBlur(Corruption):
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Return the blurred picture, drawing nothing from `rng`; raises BadInput unless it is uint8 RGB."""
         require_picture(picture)
-        plain = picture.astype(np.float32)
+        # A fourth channel that nobody reads: OpenCV warps four faster than three.
+        plain = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2RGBA).astype(np.float32)
         factors = at_severity(_FACTORS, self.severity)
         total = 2 * plain  # the picture itself, and its enlargement by 1
         for factor in factors[1:]:
             total += clipped_zoom(plain, factor)
         total /= np.float32(len(factors) + 1)
         total += np.float32(_FLAT)
-        return np.clip(total, 0, 255, out=total).astype(np.uint8)
+        return cv2.cvtColor(np.clip(total, 0, 255, out=total).astype(np.uint8), cv2.COLOR_RGBA2RGB)
