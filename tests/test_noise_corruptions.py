@@ -1,4 +1,4 @@
-"""The four corruptions against their plain definitions, written here without the methods' shortcuts."""
+"""Four corruptions against their plain definitions, written here without the methods' shortcuts, and golden means."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from seatrial import catalogue
 from seatrial.core.chance import generator
 from seatrial.core.noise import Corruption
 from seatrial.errors import BadInput
@@ -218,3 +219,22 @@ def test_golden_means_of_imagecorruptions(severity: int) -> None:
     blurred = MotionBlur(severity=severity).corrupt(picture, rng=AtAngle(17.0))
     assert bright.mean() == pytest.approx(GOLDEN["brightness"][severity - 1], abs=0.01)
     assert blurred.mean() == pytest.approx(GOLDEN["motion_blur"][severity - 1], abs=0.01)
+
+
+# The same of a picture of waves, where fewer values lie on a whole number, which either side may cut to the one below.
+GOLDEN_WAVES = {
+    "defocus_blur": [123.8338, 123.8403, 123.7852, 125.3517, 125.032],
+    "zoom_blur": [122.9208, 122.5007, 122.0787, 121.7461, 121.4616],
+    "contrast": [123.9633, 123.9224, 123.8729, 123.9089, 123.9007],
+    "gaussian_blur": [123.9158, 123.9698, 124.0626, 124.2144, 124.6242],
+    "saturate": [164.5977, 176.1602, 106.5316, 97.8388, 94.3791],
+}
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+@pytest.mark.parametrize("name", GOLDEN_WAVES)
+def test_golden_means_of_imagecorruptions_on_waves(name: str, severity: int) -> None:
+    y, x = np.mgrid[:48, :64]
+    picture = np.stack([127 + 120 * np.sin(x / (5 + c) + y / 9) for c in range(3)], -1).astype(np.uint8)
+    result = catalogue.make("corruption", name, severity=severity).corrupt(picture, rng=generator(0))
+    assert result.mean() == pytest.approx(GOLDEN_WAVES[name][severity - 1], abs=0.07)
