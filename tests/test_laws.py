@@ -139,7 +139,9 @@ NAMED = {
 def rows(family: str) -> list[Any]:
     """Return one test case for each row and its options."""
     return [
-        pytest.param(name, options, id="-".join([name, *(str(value) for value in options.values())]))
+        pytest.param(
+            name, options, id="-".join([name, *(str(getattr(value, "__name__", value)) for value in options.values())])
+        )
         for (of, name), choices in ROWS.items()
         if of == family
         for options in choices
