@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from seatrial.report.heat_table import heat_table
 from seatrial.report.robustness_page import render_robustness
 
 HOSTILE = "<script>alert(1)</script>"
@@ -99,10 +98,3 @@ def test_names_cannot_slip_a_script_in(where: str) -> None:
                  | {"text": HOSTILE}],
     )  # fmt: skip
     assert HOSTILE not in shown
-
-
-def test_a_heat_table_is_darker_for_higher_shares() -> None:
-    shown = heat_table(["a"], ["1", "2", "3"], {("a", "1"): 0.2, ("a", "2"): 0.9}, corner="x", caption="c")
-    shades = [float(value) for value in re.findall(r"rgba\(26,127,196,([\d.]+)\)", shown)]
-    assert shades == sorted(shades)
-    assert 'title="not asked"' in shown

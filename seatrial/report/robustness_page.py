@@ -5,304 +5,179 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seatrial.core.noise import NoiseSpec
-from seatrial.report.appendix import machine
+from seatrial.report.appendix import machine, subject
 from seatrial.report.frame import frame
-from seatrial.report.heat_table import heat_table
-from seatrial.report.marks import key, marks
 from seatrial.report.markup import bullets, details, escaped, pairs, table
 from seatrial.report.picture_grid import picture_grid
-from seatrial.report.severity_chart import order, severity_chart
-from seatrial.report.subject import NoiseCell, Variant
-from seatrial.report.wording import MINUS
+from seatrial.report.robustness_attacks import attack_section, masking_section
+from seatrial.report.robustness_figures import Cell, as_change, asked, beneath, percent, variant_of, whose
+from seatrial.report.robustness_system import (
+    MOST_OPEN,
+    chain_section,
+    corruption_section,
+    grid_section,
+    system_section,
+)
+from seatrial.report.wording import ABSENT, finite
 
-Cell = Mapping[str, Any]
-_DASH = "\N{EN DASH}"
+MOST_NAMED = 3
 
 
 def render_robustness(data: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
     """Return the page; `data` is the JSON of `seatrial robustness`, `extras["pictures"]` what each noise does to one.
 
-    Equal arguments give equal bytes. Sections without a cell are left out.
+    Equal arguments give equal bytes. Sections without a cell are left out; cells without a figure are listed with
+    their reasons.
     """
     cells, summary = list(data["cells"]), list(data["summary"])
-    body = [_header(data, summary), f'<section id="summary"><h2>Summary</h2>{_summary(summary)}</section>']
-    sections = [("summary", "Summary")]
-    scripts: list[str] = []
-    attacks, script = _attacks(cells, summary)
-    for place, title, html in (
-        ("attacks", "Attacks", attacks),
-        ("masking", "Masked gradients", _masking(data["masking"], attacks)),
-        ("corruptions", "Corruptions", _corruptions(cells)),
-        ("grid", "Decoder by resize", _grid(cells)),
-        ("system", "System noise", _system(cells)),
-        ("chain", "Combined drop", _chains(summary)),
-    ):
-        if html:
-            body.append(f'<section id="{place}"><h2>{title}</h2>{html}</section>')
-            sections.append((place, title))
-    scripts += script
-    if extras.get("pictures"):
-        about = "<p>What each noise does to one picture, and what the first variant answers.</p>"
-        body.append(f'<section id="pictures"><h2>Pictures</h2>{about}{picture_grid(extras["pictures"])}</section>')
-        sections.append(("pictures", "Pictures"))
-    body.append(_rest(data, cells))
-    sections += [("open", "Without a figure"), ("machine", "Machine"), ("warnings", "Warnings")]
-    return frame(title="Robustness · seatrial", body="\n".join(body), scripts=scripts, sections=sections)
+    attacks, curves = attack_section(cells)
+    chains, waterfalls = chain_section(summary)
+    pictures = extras.get("pictures")
+    shown = "<p>What each noise does to one picture, and what the variants answer.</p>"
+    warnings = list(data["warnings"])
+    silent = [cell for cell in cells if cell["status"] != "done"]
+    parts = [
+        ("summary", "Summary", "Summary", _summary(summary)),
+        ("attacks", "Attacks", "Attacks", attacks),
+        ("masking", "Masking", "Masked gradients", masking_section(data["masking"], cells)),
+        ("corruptions", "Corruptions", "Corruptions", corruption_section(cells)),
+        ("grid", "Grid", "Decoder by resize", grid_section(cells)),
+        ("system", "System", "System noise", system_section(cells, summary)),
+        ("chain", "Combined", "Combined system noise", chains),
+        ("pictures", "Pictures", "Example pictures", shown + picture_grid(pictures) if pictures else ""),
+        ("open", "No figure", f"Without a figure ({len(silent)})", _silent(silent)),
+        ("subject", "Data", "Models and data", _subject(data)),
+        ("machine", "Machine", "Machine", machine(data["machine"])),
+        ("warnings", "Warnings", f"Warnings ({len(warnings)})", bullets(warnings, "None.")),
+    ]
+    body = [_header(data, cells, summary)]
+    body += [f'<section id="{place}"><h2>{title}</h2>{html}</section>' for place, _, title, html in parts if html]
+    title = _title(data)
+    return frame(
+        title=f"{title} · seatrial",
+        body="\n".join(body),
+        scripts=[*curves, *waterfalls],
+        sections=[(place, link) for place, link, _, html in parts if html],
+    )
 
 
-def _name(cell: Mapping[str, Any]) -> str:
-    return f"{cell['model']} {cell['variant']} on {cell['target']}"
+def _title(data: Mapping[str, Any]) -> str:
+    names = [str(model["name"]) for model in data["models"]]
+    if len(names) > MOST_NAMED:
+        return f"How {len(names)} models hold up under noise"
+    return f"How {' and '.join(names) or 'nothing'} hold{'s' if len(names) < 2 else ''} up under noise"
 
 
-def _percent(value: object, sign: bool = False) -> str:
-    if not isinstance(value, int | float):
-        return _DASH
-    text = f"{abs(100 * value):.1f}"
-    if not sign:
-        return f"{MINUS if value < 0 and float(text) else ''}{text}"
-    return f"±{text}" if float(text) == 0 else f"{'+' if value > 0 else MINUS}{text}"
-
-
-def _header(data: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> str:
+def _header(data: Mapping[str, Any], cells: Sequence[Cell], summary: Sequence[Cell]) -> str:
     about = data["data"]
-    lines = []
-    for entry in summary:
-        worst = [value for value in entry["WCAR"].values() if value is not None]
-        parts = [f"{_percent(entry['clean'])} % clean"]
-        if worst:
-            parts.append(f"{_percent(min(worst))} % of that under the worst attacks")
-        if entry["NR"] is not None:
-            parts.append(f"{_percent(entry['NR'])} % under corruptions")
-        if entry["combined_drop"] is not None:
-            parts.append(f"{_percent(-entry['combined_drop'], sign=True)} points with every system noise at its worst")
-        lines.append(f"<p><b>{escaped(_name(entry), 120)}</b>: {', '.join(parts)}.</p>")
-    who = ", ".join(str(model["name"]) for model in data["models"])
     eyebrow = f"seatrial robustness · {data['profile']} · {about['name']} · {about['n']:,} samples"
+    if any(cell["family"] == "attack" for cell in cells) and about["n_attacks"] != about["n"]:
+        eyebrow += f", {about['n_attacks']:,} of them attacked"
+    said = "".join(f"<p><b>{escaped(whose(entry), 160)}</b>: {_verdict(entry, cells)}.</p>" for entry in summary)
+    if not summary:
+        said = "<p>No variant could be evaluated; the reasons stand below.</p>"
     return (
-        f'<header><p class="eyebrow">{escaped(eyebrow, 300)}</p><h1>{escaped(f"How {who} holds under noise", 200)}</h1>'
-        f'<div class="lead">{"".join(lines)}</div></header>'
-        "<noscript><section><p>The curves need JavaScript; the tables do not.</p></section></noscript>"
+        f'<header><p class="eyebrow">{escaped(eyebrow, 300)}</p><h1>{escaped(_title(data), 300)}</h1>'
+        f'<div class="lead">{said}</div></header>'
+        "<noscript><section><p>The charts need JavaScript; the tables hold the same figures.</p></section></noscript>"
     )
 
 
-def _summary(summary: Sequence[Mapping[str, Any]]) -> str:
-    sizes = list(dict.fromkeys(name for entry in summary for name in entry["WCAR"]))
-    heads = ["variant", "clean", *(f"WCAR {size}" for size in sizes), "NR", "mCE", "SR mean", "SR std", "combined"]
-    rows = []
-    for entry in summary:
-        figures = [_percent(entry["clean"])]
-        found = entry["intervals"].get("WCAR", {})
-        figures += [_with(entry["WCAR"].get(size), found.get(size), 100) for size in sizes]
-        figures += [
-            _with(entry["NR"], entry["intervals"].get("NR"), 100),
-            _with(entry["mCE"], entry["intervals"].get("mCE"), 1),
-        ]
-        figures += [_percent(entry["SR_mean"]), _DASH if entry["SR_std"] is None else f"{100 * entry['SR_std']:.2f}"]
-        figures.append(_DASH if entry["combined_drop"] is None else _percent(-entry["combined_drop"], sign=True))
-        rows.append([escaped(_name(entry), 120), *figures])
-    about = (
-        "<p>Percent of the samples; WCAR: of those right when clean, the share right under every attack of that "
-        "magnitude. mCE is relative to AlexNet, lower is better. SR: accuracy over decoder by resize, deviation with "
-        f"ddof {summary[0]['SR_ddof'] if summary else 1}. Small figures: 95 % bootstrap intervals over samples.</p>"
-    )
-    return about + table(heads, rows, caption="Every variant", numeric=range(1, len(heads)))
-
-
-def _with(value: float | None, interval: Mapping[str, float] | None, scale: float) -> str:
-    if value is None:
-        return _DASH
-    shown = f"{scale * value:.1f}"
-    if interval is None:
-        return shown
-    return f'{shown} <span class="quiet">({scale * interval["low"]:.1f} to {scale * interval["high"]:.1f})</span>'
-
-
-def _variants(summary: Sequence[Mapping[str, Any]]) -> list[Variant]:
-    """Return the variants of one model as the charts take them."""
-    return [
-        Variant(
-            name=str(entry["variant"]),
-            target=str(entry["target"]),
-            bits="float32" if entry["variant"] == "float" else str(entry["variant"]),
-            size_bytes=None,
-            latency=None,
-            metric="top1",
-            value=entry["clean"],
-            interval=None,
-            agreement=None,
-            agreement_simulated=None,
-            cells=(),
+def _verdict(entry: Cell, cells: Sequence[Cell]) -> str:
+    """Return one line of HTML: clean, under the strongest attacks, under corruptions, with all system noises."""
+    parts = [f"{percent(entry['clean'])}\N{NO-BREAK SPACE}% clean"]
+    worst = {size: value for size, value in entry["WCAR"].items() if value is not None}
+    if worst:
+        size = min(worst, key=worst.__getitem__)
+        budget = f"of {size} budget" if size in ("small", "middle", "large") else f"at ε = {size}"
+        parts.append(f"{percent(worst[size])}\N{NO-BREAK SPACE}% of that left by the attacks {escaped(budget)}")
+    if entry["NR"] is not None:
+        parts.append(f"{percent(entry['NR'])}\N{NO-BREAK SPACE}% under corruptions in the mean")
+    natural = [
+        cell
+        for cell in cells
+        if cell["family"] == "corruption" and cell["value"] is not None
+        if all(cell[key] == entry[key] for key in ("model", "variant", "target"))
+    ]
+    if natural:
+        least = min(natural, key=lambda cell: cell["value"])
+        parts.append(
+            f"{percent(least['value'])}\N{NO-BREAK SPACE}% under the worst corruption ({escaped(asked(least), 80)})"
         )
-        for entry in summary
-    ]
+    if entry["combined_drop"] is not None:
+        parts.append(
+            f"{as_change(entry['combined_drop'])}\N{NO-BREAK SPACE}points with every system noise at its worst"
+        )
+    return ", ".join(parts)
 
 
-def _attacks(cells: Sequence[Cell], summary: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
-    hostile = [cell for cell in cells if cell["family"] == "attack" and cell["status"] == "done"]
-    if not hostile:
-        return "", []
-    html, scripts = "", []
-    for number, model in enumerate(dict.fromkeys(cell["model"] for cell in hostile)):
-        entries = [entry for entry in summary if entry["model"] == model]
-        variants = _variants(entries)
-        drawn = marks(variants)
-        html += f"<h3>{escaped(model, 120)}</h3>{key(variants, drawn)}" + '<div class="facets">'
-        names = list(dict.fromkeys((c["name"], c["norm"], c["option"]) for c in hostile if c["model"] == model))
-        for place, (name, norm, option) in enumerate(names):
-            mine = [
-                c for c in hostile if (c["model"], c["name"], c["norm"], c["option"]) == (model, name, norm, option)
-            ]
-            by_variant: dict[int, list[NoiseCell]] = {}
-            for index, entry in enumerate(entries):
-                found = [c for c in mine if (c["variant"], c["target"]) == (entry["variant"], entry["target"])]
-                if found:
-                    by_variant[index] = [_noise_cell(c) for c in found]
-            if not by_variant:
-                continue
-            about = " ".join(str(part) for part in (name, norm, option) if part)
-            chart = severity_chart(
-                by_variant, variants, drawn, ends=(0, 100), place=f"curve-{number}-{place}", about=about
-            )
-            html += f"<figure><figcaption>{escaped(about)}</figcaption>{chart.html}</figure>"
-            scripts.append(chart.script)
-        html += "</div>"
-    heads = ["attack", "variant", "ε", "access", "accuracy", "AR", "zero gradients", "queries"]
-    rows = [
-        [
-            escaped(" ".join(str(p) for p in (c["name"], c["norm"], c["option"]) if p)),
-            escaped(_name(c), 120),
-            escaped(c["severity"]),
-            escaped(c["access"] or ""),
-            f'{_percent(c["value"])} <span class="quiet">({_percent(c["low"])} to {_percent(c["high"])})</span>',
-            _percent(c["AR"]),
-            _percent(c["zero_gradient"]),
-            _DASH if c["queries"] is None else f"{c['queries']:.0f}",
-        ]
-        for c in sorted(hostile, key=lambda c: (c["model"], c["name"], str(c["norm"]), order(c["severity"])))
-    ]
-    listed = table(heads, rows, caption="Every attack; percent", numeric=(2, 4, 5, 6, 7))
-    return html + details(f"All {len(rows)} attack cells as a table", listed), scripts
-
-
-def _noise_cell(cell: Cell) -> NoiseCell:
-    spec = NoiseSpec("attack", cell["name"], cell["option"], cell["norm"], cell["severity"])
-    return NoiseCell(spec, cell["access"], "top1", cell["value"], cell["low"], cell["high"], cell["n"], "done", None)
-
-
-def _masking(findings: Sequence[Mapping[str, Any]], attacks: str) -> str:
-    if not attacks:
-        return ""
-    said = [f"{_name(f)}, {f['attack']} {f['norm']} at {f['severity']}: {f['text']}" for f in findings]
+def _summary(summary: Sequence[Cell]) -> str:
+    sizes = list(dict.fromkeys(str(size) for entry in summary for size in entry["WCAR"]))
+    columns: list[tuple[str, list[str]]] = [("clean, %", [percent(entry["clean"]) for entry in summary])]
+    for size in sizes:
+        name = f"WCAR {size}, %"
+        columns.append(
+            (name, [_bounded(e["WCAR"].get(size), e["intervals"].get("WCAR", {}).get(size)) for e in summary])
+        )
+    columns.append(("NR, %", [_bounded(e["NR"], e["intervals"].get("NR")) for e in summary]))
+    columns.append(("mCE", [_bounded(e["mCE"], e["intervals"].get("mCE"), scale=1.0) for e in summary]))
+    columns.append(("relative mCE", [_bounded(e["relative_mCE"], None, scale=1.0) for e in summary]))
+    columns.append(("SR mean, %", [percent(e["SR_mean"]) for e in summary]))
+    columns.append(("SR std, points", [ABSENT if e["SR_std"] is None else f"{100 * e['SR_std']:.2f}" for e in summary]))
+    columns.append(("combined, points", [as_change(e["combined_drop"]) for e in summary]))
+    known = [(name, values) for name, values in columns if any(value != ABSENT for value in values)]
+    missing = [name.partition(",")[0] for name, values in columns if all(value == ABSENT for value in values)]
+    ddof = summary[0]["SR_ddof"] if summary else 1
     about = (
-        "<p>A weaker attacker must not do more than a stronger one, and gradients must not be zero; where one of these "
-        "fails, robustness under gradients is not to be believed.</p>"
+        "<p>WCAR: of the samples right when clean, the share right under every attack of that budget. NR: mean top-1 "
+        "over the 75 corruptions; mCE: error relative to AlexNet's, lower is better. SR: top-1 over decoder by resize, "
+        f"deviation with ddof {escaped(ddof)}. Small figures: 95\N{NO-BREAK SPACE}% bootstrap intervals.</p>"
     )
-    return about + bullets(said, "No sign: no attack on scores or from the float parent beats the gradients.")
-
-
-def _corruptions(cells: Sequence[Cell]) -> str:
-    html = ""
-    natural = [cell for cell in cells if cell["family"] == "corruption"]
-    for name in dict.fromkeys(_name(cell) for cell in natural):
-        mine = [cell for cell in natural if _name(cell) == name]
-        columns = [str(s) for s in sorted({cell["severity"] for cell in mine})]
-        rows = list(dict.fromkeys(cell["name"] for cell in mine))
-        values = {(c["name"], str(c["severity"])): c["value"] for c in mine}
-        notes = {(c["name"], str(c["severity"])): f"{c['status']}: {c['reason']}" for c in mine}
-        map_ = heat_table(rows, columns, values, corner="severity", caption=f"{name}: top-1, %", notes=notes)
-        html += f"<figure>{map_}</figure>"
-    return f'<div class="facets wide">{html}</div>' if html else ""
-
-
-def _grid(cells: Sequence[Cell]) -> str:
-    html = ""
-    pairs_ = [cell for cell in cells if cell["name"] == "decoder+resize"]
-    for name in dict.fromkeys(_name(cell) for cell in pairs_):
-        mine = [cell for cell in pairs_ if _name(cell) == name]
-        split = {tuple(str(cell["option"]).split("+", 1)): cell for cell in mine}
-        decoders = list(dict.fromkeys(decoder for decoder, _ in split))
-        resizes = list(dict.fromkeys(resize for _, resize in split))
-        values = {
-            (resize, decoder): cell["clean"] if cell["status"] == "no-noise" else cell["value"]
-            for (decoder, resize), cell in split.items()
-        }
-        notes = {(resize, decoder): f"{c['status']}: {c['reason']}" for (decoder, resize), c in split.items()}
-        caption = f"{name}: top-1, %; the system's own choice has the clean figure"
+    rows = [[escaped(whose(entry), 160), *(values[i] for _, values in known)] for i, entry in enumerate(summary)]
+    heads = ["variant", *(name for name, _ in known)]
+    html = about + table(heads, rows, caption="Every variant", numeric=range(1, len(heads)))
+    if missing and summary:
         html += (
-            f"<figure>{heat_table(resizes, decoders, values, corner='resize', caption=caption, notes=notes)}</figure>"
+            f'<p class="quiet">Not to be had from the cells of this run: {", ".join(missing)}. NR and mCE need all 15 '
+            "corruptions at 5 severities, SR the grid of decoder by resize, the combined drop two system noises.</p>"
         )
-    return f'<div class="facets wide">{html}</div>' if html else ""
-
-
-def _system(cells: Sequence[Cell]) -> str:
-    moved = [c for c in cells if c["family"] == "system" and c["status"] == "done" and "+" not in c["name"]]
-    if not moved:
-        return ""
-    heads = ["noise", "variant", "top-1", "difference", "changed answers", "KL, nats", "pixels, of 255"]
-    rows = []
-    for c in moved:
-        certain = c["difference"] is not None and not c["difference_low"] <= 0 <= c["difference_high"]
-        ends = f"{_percent(c['difference_low'])} to {_percent(c['difference_high'])}"
-        text = f"{_percent(c['difference'], sign=True)} ({ends})"
-        rows.append(
-            [
-                escaped(f"{c['name']} {c['option']}"),
-                escaped(_name(c), 120),
-                _percent(c["value"]),
-                f"<b>{text}</b>" if certain else f'<span class="quiet">{text}</span>',
-                _interval(c["churn"], 100, 1),
-                _interval(c["kl"], 1, 4),
-                _interval(c["picture_difference"], 1, 2),
-            ]
-        )
-    about = (
-        "<p>Against the reference pipeline on the same samples, with paired 95 % intervals, in percent and points. "
-        "A difference in grey is none: its interval holds 0.</p>"
-    )
-    return about + table(heads, rows, caption="Every system noise", numeric=range(2, 7))
-
-
-def _interval(found: Mapping[str, float] | None, scale: float, digits: int) -> str:
-    if found is None:
-        return _DASH
-    low, value, high = (f"{scale * found[part]:.{digits}f}" for part in ("low", "value", "high"))
-    return f'{value} <span class="quiet">({low} to {high})</span>'
-
-
-def _chains(summary: Sequence[Mapping[str, Any]]) -> str:
-    html = ""
-    for entry in summary:
-        if not entry["chain"]:
-            continue
-        rows = [["clean", "", _percent(entry["clean"]), ""]]
-        for step in entry["chain"]:
-            drop = _percent(-step["drop"], sign=True)
-            rows.append([f"+ {escaped(step['noise'])}", escaped(step["option"]), _percent(step["value"]), drop])
-        caption = f"{_name(entry)}: every noise at its worst option, one more at each step"
-        html += table(["step", "option", "top-1, %", "against clean"], rows, caption=caption, numeric=(2, 3))
     return html
 
 
-def _rest(data: Mapping[str, Any], cells: Sequence[Cell]) -> str:
-    silent = [cell for cell in cells if cell["status"] != "done"]
-    rows = [
-        [
-            escaped(f"{c['name']} {c['option'] or c['severity'] or ''}"),
-            escaped(_name(c), 120),
-            escaped(c["status"]),
-            escaped(c["reason"]),
-        ]
-        for c in silent
-    ]
-    listed = table(["noise", "variant", "status", "reason"], rows, caption="Cells without a figure, and why")
-    models = "".join(pairs(model) for model in data["models"])
-    about = {name: value for name, value in data["data"].items() if name != "bad"}
+def _bounded(value: object, interval: Mapping[str, Any] | None, *, scale: float = 100.0) -> str:
+    number = finite(value)
+    if number is None:
+        return ABSENT
+    known = interval or {}
+    return beneath(f"{scale * number:.1f}", known.get("low"), known.get("high"), scale=scale)
+
+
+def _silent(silent: Sequence[Cell]) -> str:
+    """Return the cells without a figure of their own, once for all variants that share a reason."""
+    if not silent:
+        return "<p>Every cell has one.</p>"
+    reasons: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for cell in silent:
+        status = str(cell["status"]).replace("-", " ")
+        why = (asked(cell), status, str(cell["reason"] or "no reason given"))
+        reasons.setdefault(why, {}).setdefault(str(cell["model"]), []).append(variant_of(cell).title)
+    rows = "".join(
+        f'<li><b>{escaped(noise)}</b> <span class="status">{escaped(status)}</span> {escaped(reason)} '
+        f'<span class="quiet">({escaped("; ".join(_named(who)))})</span></li>'
+        for (noise, status, reason), who in reasons.items()
+    )
+    listed = f'<ul class="missing">{rows}</ul>'
+    return listed if len(reasons) <= MOST_OPEN else details(f"{len(reasons)} noises with their reasons", listed)
+
+
+def _named(who: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{model}: {', '.join(variants)}" for model, variants in who.items()]
+
+
+def _subject(data: Mapping[str, Any]) -> str:
+    files = {key: data.get(key) for key in ("store", "report") if data.get(key)}
     return (
-        f'<section id="open"><h2>Without a figure ({len(silent)})</h2>'
-        + (details(f"{len(silent)} cells", listed) if silent else "<p>Every cell has one.</p>")
-        + f'</section><section id="subject"><h2>Models and data</h2>{models}<h3>Data</h3>{pairs(about)}</section>'
-        f'<section id="machine"><h2>Machine</h2>{machine(data["machine"])}</section>'
-        f'<section id="warnings"><h2>Warnings ({len(data["warnings"])})</h2>'
-        f"{bullets(data['warnings'], 'None.')}</section>"
+        "".join(subject("Model", model) for model in data["models"])
+        + subject("Data", data["data"])
+        + f"<h3>Run</h3>{pairs({'profile': data['profile'], 'seed': data['seed'], **files})}"
     )
