@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from seatrial.bench.question import options
 from seatrial.core.chance import generator
 from seatrial.errors import BadInput
 from seatrial.noise.as_stored import AsStored
@@ -267,5 +268,6 @@ def test_as_stored_is_a_jpeg_of_quality_85(method: Contrast | GaussianNoise) -> 
     assert np.array_equal(result, np.array(Image.open(written)))
     assert not np.array_equal(result, plain)
     assert np.array_equal(picture, kept)
+    assert len({str(options(AsStored(corruption=other))) for other in (Contrast(severity=2), Fog(severity=2))}) == 2
     with pytest.raises(BadInput, match="uint8 RGB"):
         AsStored(corruption=method).corrupt(np.zeros((3, 32, 32), np.uint8), rng=generator(0))
