@@ -32,7 +32,7 @@ def heat_tables(
     corner: str,
     caption: str,
 ) -> str:
-    """Return HTML: groups of columns side by side, fractions in percent, darker the higher among all that are shown.
+    """Return HTML: groups of columns side by side, fractions in percent, bluer the higher among all that are shown.
 
     All texts are plain. Groups that would make a table wider than a page go into further tables with the same shades.
     A cell without a value shows a dash, with its note as its title.

@@ -171,7 +171,7 @@ def _silent(silent: Sequence[Cell]) -> str:
 
 
 def _named(who: Mapping[str, Sequence[str]]) -> list[str]:
-    return [f"{model}: {', '.join(variants)}" for model, variants in who.items()]
+    return [f"{model}: {' · '.join(variants)}" for model, variants in who.items()]
 
 
 def _subject(data: Mapping[str, Any]) -> str:

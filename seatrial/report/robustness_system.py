@@ -33,7 +33,8 @@ def corruption_section(cells: Sequence[Cell]) -> str:
     if not natural:
         return ""
     about = (
-        "<p>Pictures as bad light, optics, sensors and compression leave them: top-1 in percent, darker the higher.</p>"
+        "<p>Pictures as bad light, optics, sensors and compression leave them: top-1 in percent, the bluer the higher."
+        "</p>"
     )
     return about + _heat(natural, lambda c: (str(c["name"]), str(c["severity"])), "corruption by severity")
 
