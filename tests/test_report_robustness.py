@@ -120,7 +120,7 @@ def poisoned(value: Any, attack: str) -> Any:
     for key, part in value.items():
         if key in {"family", "status", "metric", "target", "png"}:
             found[key] = part
-        elif key in {"WCAR", "libraries"}:
+        elif key in {"WCAR", "WCAR_attacks", "libraries"}:
             found[key] = {f"{name}{attack}": poisoned(inner, attack) for name, inner in part.items()}
         else:
             found[key] = poisoned(part, attack)
@@ -183,6 +183,12 @@ def test_what_has_no_figure_stands_once_with_its_reason(full: Page) -> None:
     assert "decoder pyav failed PyAV cannot decode 3 of 800 samples (squeezenet1_1: w8a8 on onnxruntime;" in full.words
     silent = [cell for cell in sample_robustness(full=True)["cells"] if cell["status"] != "done"]
     assert f"Without a figure ({len(silent)})" in full.words
+
+
+def test_drops_and_their_intervals_are_changes(full: Page) -> None:
+    assert "−6.1 to +0.4" in full.words
+    assert full.words.index("Every variant across systems") < full.words.index("−6.1 to +0.4")
+    assert "Attacks in WCAR: small: pgd:linf, square:linf; middle: pgd:linf, square:linf; large:" in full.words
 
 
 def test_figures_that_need_more_cells_are_named() -> None:

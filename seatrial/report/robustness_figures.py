@@ -61,12 +61,9 @@ def as_change(drop: object) -> str:
     return ABSENT if number is None else change(-number, "top1")
 
 
-def beneath(big: str, low: object, high: object, *, scale: float = 100.0) -> str:
-    """Return HTML: a figure (plain text) with its interval under it where both ends are known."""
-    ends = [finite(low), finite(high)]
-    if ends[0] is None or ends[1] is None:
-        return escaped(big)
-    return f'{escaped(big)}<span class="sub">{scale * ends[0]:.1f} to {scale * ends[1]:.1f}</span>'
+def beneath(big: str, small: str) -> str:
+    """Return HTML: a figure with its interval, both plain text, under it; without an interval the figure alone."""
+    return escaped(big) + (f'<span class="sub">{escaped(small)}</span>' if small else "")
 
 
 def mean_with_interval(found: object, *, scale: float = 1.0) -> str:
@@ -77,7 +74,7 @@ def mean_with_interval(found: object, *, scale: float = 1.0) -> str:
     if None in parts:
         return ABSENT
     value, low, high = (significant(scale * part) for part in parts if part is not None)
-    return f'{value}<span class="sub">{low} to {high}</span>'
+    return beneath(value, f"{low} to {high}")
 
 
 def asked(cell: Cell) -> str:

@@ -21,6 +21,8 @@ from seatrial.report.robustness_system import (
 from seatrial.report.wording import ABSENT, finite
 
 MOST_NAMED = 3
+MOST_COLUMNS = 8
+"""What a page is wide enough for, intervals included."""
 
 
 def render_robustness(data: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
@@ -113,18 +115,18 @@ def _verdict(entry: Cell, cells: Sequence[Cell]) -> str:
 
 def _summary(summary: Sequence[Cell]) -> str:
     sizes = list(dict.fromkeys(str(size) for entry in summary for size in entry["WCAR"]))
-    columns: list[tuple[str, list[str]]] = [("clean, %", [percent(entry["clean"]) for entry in summary])]
+    columns = [("clean, %", [_bounded(entry, "clean") for entry in summary])]
     for size in sizes:
-        name = f"WCAR {size}, %"
-        columns.append(
-            (name, [_bounded(e["WCAR"].get(size), e["intervals"].get("WCAR", {}).get(size)) for e in summary])
-        )
-    columns.append(("NR, %", [_bounded(e["NR"], e["intervals"].get("NR")) for e in summary]))
-    columns.append(("mCE", [_bounded(e["mCE"], e["intervals"].get("mCE"), scale=1.0) for e in summary]))
-    columns.append(("relative mCE", [_bounded(e["relative_mCE"], None, scale=1.0) for e in summary]))
-    columns.append(("SR mean, %", [percent(e["SR_mean"]) for e in summary]))
-    columns.append(("SR std, points", [ABSENT if e["SR_std"] is None else f"{100 * e['SR_std']:.2f}" for e in summary]))
-    columns.append(("combined, points", [as_change(e["combined_drop"]) for e in summary]))
+        found = [_interval(entry["WCAR"].get(size), entry["intervals"].get("WCAR", {}).get(size)) for entry in summary]
+        columns.append((f"WCAR {size}, %", found))
+    columns += [
+        ("NR, %", [_bounded(entry, "NR") for entry in summary]),
+        ("mCE", [_bounded(entry, "mCE", scale=1.0) for entry in summary]),
+        ("relative mCE", [_bounded(entry, "relative_mCE", scale=1.0) for entry in summary]),
+        ("SR mean, %", [_bounded(entry, "SR_mean") for entry in summary]),
+        ("SR std, points", [_bounded(entry, "SR_std", digits=2) for entry in summary]),
+        ("combined, points", [_combined(entry) for entry in summary]),
+    ]
     known = [(name, values) for name, values in columns if any(value != ABSENT for value in values)]
     missing = [name.partition(",")[0] for name, values in columns if all(value == ABSENT for value in values)]
     ddof = summary[0]["SR_ddof"] if summary else 1
@@ -133,23 +135,58 @@ def _summary(summary: Sequence[Cell]) -> str:
         "over the 75 corruptions; mCE: error relative to AlexNet's, lower is better. SR: top-1 over decoder by resize, "
         f"deviation with ddof {escaped(ddof)}. Small figures: 95\N{NO-BREAK SPACE}% bootstrap intervals.</p>"
     )
-    rows = [[escaped(whose(entry), 160), *(values[i] for _, values in known)] for i, entry in enumerate(summary)]
-    heads = ["variant", *(name for name, _ in known)]
-    html = about + table(heads, rows, caption="Every variant", numeric=range(1, len(heads)))
+    tables = [known]
+    if len(known) > MOST_COLUMNS:
+        across = [column for column in known if column[0].startswith(("SR", "combined"))]
+        tables = [[column for column in known if column not in across], across]
+    html = about
+    for shown, caption in zip(tables, ("Every variant", "Every variant across systems")):
+        rows = [[escaped(whose(entry), 160), *(values[i] for _, values in shown)] for i, entry in enumerate(summary)]
+        heads = ["variant", *(name for name, _ in shown)]
+        html += table(heads, rows, caption=caption, numeric=range(1, len(heads)))
+    html += _counted(summary, sizes)
     if missing and summary:
         html += (
-            f'<p class="quiet">Not to be had from the cells of this run: {", ".join(missing)}. NR and mCE need all 15 '
-            "corruptions at 5 severities, SR the grid of decoder by resize, the combined drop two system noises.</p>"
+            f'<p class="quiet">Not to be had from the cells of this run: {escaped(", ".join(missing))}. WCAR needs '
+            "samples that are right when clean, NR and mCE all 15 corruptions at 5 severities, SR the grid of decoder "
+            "by resize, the combined drop two system noises.</p>"
         )
     return html
 
 
-def _bounded(value: object, interval: Mapping[str, Any] | None, *, scale: float = 100.0) -> str:
-    number = finite(value)
+def _counted(summary: Sequence[Cell], sizes: Sequence[str]) -> str:
+    """Return which attacks WCAR is the worst case of, for each budget, where the run says so."""
+    lines = []
+    for size in sizes:
+        sets = [tuple(sorted(entry.get("WCAR_attacks", {}).get(size) or ())) for entry in summary]
+        names = sorted({name for found in sets for name in found})
+        if names:
+            some = "" if len(set(sets)) == 1 else " (not each for every variant)"
+            lines.append(f"{size}: {', '.join(names)}{some}")
+    return f'<p class="quiet">Attacks in WCAR: {escaped("; ".join(lines))}.</p>' if lines else ""
+
+
+def _bounded(entry: Cell, name: str, *, scale: float = 100.0, digits: int = 1) -> str:
+    return _interval(entry[name], entry["intervals"].get(name), scale=scale, digits=digits)
+
+
+def _interval(value: object, interval: Mapping[str, Any] | None, *, scale: float = 100.0, digits: int = 1) -> str:
+    number, known = finite(value), interval or {}
     if number is None:
         return ABSENT
-    known = interval or {}
-    return beneath(f"{scale * number:.1f}", known.get("low"), known.get("high"), scale=scale)
+    ends = [finite(known.get(key)) for key in ("low", "high")]
+    return beneath(
+        f"{scale * number:.{digits}f}", " to ".join(f"{scale * x:.{digits}f}" for x in ends if x is not None)
+    )
+
+
+def _combined(entry: Cell) -> str:
+    if entry["combined_drop"] is None:
+        return ABSENT
+    known = entry["intervals"].get("combined_drop") or {}
+    low, high = finite(known.get("low")), finite(known.get("high"))
+    span = "" if low is None or high is None else f"{as_change(high)} to {as_change(low)}"
+    return beneath(as_change(entry["combined_drop"]), span)
 
 
 def _silent(silent: Sequence[Cell]) -> str:
