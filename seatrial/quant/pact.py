@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,26 @@ from seatrial.errors import BadInput
 from seatrial.numerics.ranges import MeanSquaredError, Range, fake
 from seatrial.quant.dorefa import SquashedWeight, reach
 from seatrial.quant.qat import TINY, LearnedRound, QatMethod, start_grid
+
+
+@final
+class _Clipped(torch.autograd.Function):
+    """Values on a grid; what is clipped sends its gradient to the scale, all else to the values (eq. 3)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Affine) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.ends = [code - int(grid.zero_point) for code in grid.codes]
+        return fake(x, replace(grid, scale=scale))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,), (x, scale), (low, high) = gradients, ctx.saved_tensors, ctx.ends
+        above, below = x >= high * scale, x < low * scale
+        by_scale = (gradient * above).sum() * high
+        if low:
+            by_scale += (gradient * below).sum() * low
+        return gradient.masked_fill(above | below, 0), by_scale, None
 
 
 @final
@@ -30,11 +50,9 @@ class LearnedClip(LearnedRound):
         self.register_buffer("zero_point", start.zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self._scale()
-        low, high = (code - self.zero_point for code in self.start.codes)
-        # Clipped here, so that alpha gets the gradient of what is clipped and of nothing else (eq. 3).
-        clipped = torch.minimum(torch.maximum(x, low * scale), high * scale)
-        return fake(clipped, replace(self.start, scale=scale.detach(), zero_point=self.zero_point))
+        grid = replace(self.start, scale=self._scale(), zero_point=self.zero_point)
+        rounded: Tensor = _Clipped.apply(x, grid.scale, grid)
+        return rounded
 
     def grid(self) -> Affine:
         return replace(self.start, scale=self._scale().detach().cpu().clone())
