@@ -15,16 +15,16 @@ from seatrial.metrics.joining import column, joined
 _POINTS = 0.002
 """AutoAttack flags a black-box attack that beats white-box ones by 0.2 points of robust accuracy."""
 _ZERO_SHARE = 0.5
-_SCORES = ("square",)
+_BLIND = {"square": "which sees scores only", "hopskipjump": "which sees answers only"}
 
 
 def masking_findings(tables: Mapping[NoiseSpec | None, pa.Table]) -> list[dict[str, Any]]:
     """Return signs of masked gradients among the attacks of one variant, each with its figures and a sentence.
 
     `tables` maps noises (None: clean) to records. For each attack that climbs gradients: an attack found on the float
-    parent, or on scores alone, that leaves at least 0.2 points fewer of all samples standing at the same budget; and
-    gradients of which half or more entries are exactly 0. Source: Croce and Hein 2020, AutoAttack's flags; Athalye et
-    al. 2018, section 3.1.
+    parent, or on scores or answers alone, that at the same budget leaves at least 0.2 points fewer standing of the
+    samples that both attacked; and gradients of which half or more entries are exactly 0. Source: Croce and Hein 2020,
+    AutoAttack's flags; Athalye et al. 2018, section 3.1.
     """
     clean = tables.get(None)
     if clean is None:
@@ -32,12 +32,11 @@ def masking_findings(tables: Mapping[NoiseSpec | None, pa.Table]) -> list[dict[s
     attacks = {spec: table for spec, table in tables.items() if spec is not None and spec.family == "attack"}
     found: list[dict[str, Any]] = []
     for spec, table in attacks.items():
-        if spec.name in _SCORES or spec.option is not None or "zero_gradient" not in table.column_names:
+        if spec.name in _BLIND or spec.option is not None or "zero_gradient" not in table.column_names:
             continue
         zeros = column(table, "zero_gradient").astype(np.float64)
         if not np.isfinite(zeros).any():
             continue  # this attack climbed no gradient
-        standing = _standing(clean, table)
         share = float(np.nanmean(zeros))
         head = {"attack": spec.name, "norm": spec.norm, "severity": spec.severity}
         if share >= _ZERO_SHARE:
@@ -45,18 +44,20 @@ def masking_findings(tables: Mapping[NoiseSpec | None, pa.Table]) -> list[dict[s
             found.append({**head, "sign": "zero gradients", "by": None, "value": share, "text": text})
         for other, weaker in attacks.items():
             same = (other.norm, other.severity) == (spec.norm, spec.severity)
-            blind = other.name in _SCORES or (other.name == spec.name and other.option is not None)
+            blind = other.name in _BLIND or (other.name == spec.name and other.option is not None)
             if not same or not blind:
                 continue
-            gain = standing - _standing(clean, weaker)
+            gain = _gain(clean, table, weaker)
             if gain >= _POINTS:
-                how = "found on the float parent" if other.option is not None else "which sees scores only"
+                how = "found on the float parent" if other.option is not None else _BLIND[other.name]
                 text = f"{other.name}, {how}, leaves {100 * gain:.1f} points fewer standing than {spec.name}"
                 found.append({**head, "sign": "weaker attacker wins", "by": other.name, "value": gain, "text": text})
     return found
 
 
-def _standing(clean: pa.Table, attacked: pa.Table) -> float:
-    """Return the share of the attacked samples that are right both clean and attacked."""
-    left, _ = joined(clean, attacked)
-    return int(survivors(clean.take(pa.array(left)), [attacked]).sum()) / len(left)
+def _gain(clean: pa.Table, attacked: pa.Table, weaker: pa.Table) -> float:
+    """Return by how much less, of the samples that all three hold, stands under the weaker attack, a fraction."""
+    asked = clean.take(pa.array(joined(clean, attacked)[0]))
+    asked = asked.take(pa.array(joined(asked, weaker)[0]))
+    left = [int(survivors(asked, [table]).sum()) for table in (attacked, weaker)]
+    return (left[0] - left[1]) / len(asked)

@@ -16,14 +16,15 @@ _BLOCK = 4_000_000
 
 def drawn_figures(
     count: int,
-    figure: Callable[[Int64[np.ndarray, "draws samples"]], Float64[np.ndarray, " draws"]],
+    figure: Callable[[Int64[np.ndarray, "draws samples"]], Float64[np.ndarray, "draws ..."]],
     *,
     rng: np.random.Generator,
     resamples: int,
-) -> Float64[np.ndarray, " resamples"]:
+) -> Float64[np.ndarray, "resamples ..."]:
     """Return `figure` of how often each of `count` samples is drawn, for each of `resamples` draws.
 
-    Raises BadInput without a sample. Source: Efron and Tibshirani 1993, section 6.2.
+    A draw may have several figures, in further axes. Raises BadInput without a sample. Source: Efron and Tibshirani
+    1993, section 6.2.
     """
     if not count:
         raise BadInput("records without a sample", "at least one sample", "evaluate on more data")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float64
 
 from seatrial.core.noise import NoiseSpec
+from seatrial.errors import BadInput
 from seatrial.metrics.accuracy import adversarial_robustness, top1, worst_case_robustness
 from seatrial.metrics.corruption_error import (
+    ALEXNET_CLEAN_ERROR,
     ALEXNET_ERROR,
     SEVERITIES,
     mean_corruption_error,
@@ -18,7 +21,8 @@ from seatrial.metrics.corruption_error import (
     relative_mean_corruption_error,
 )
 from seatrial.metrics.joining import column, joined
-from seatrial.metrics.resampling import drawn_figures, percentile_interval
+from seatrial.metrics.joint_draws import Group, JointDraws, joint_draws
+from seatrial.metrics.resampling import percentile_interval
 from seatrial.metrics.systematic import drop, drops, systematic_robustness
 
 _MAGNITUDES = {"linf": ("0.5/255", "2/255", "8/255"), "l2": ("0.5", "2", "8"), "l1": ("100", "400", "1600")}
@@ -37,28 +41,40 @@ def summarize(
 ) -> dict[str, Any]:
     """Return the summary of one variant from its records by noise (None: clean), as JSON values.
 
-    AR by attack and epsilon, WCAR by magnitude (per-sample intersection of the attacks of that magnitude), NR, mCE and
-    relative mCE where all 75 cells are there, SR over the cells of decoder by resize, drops by system noise, the chain.
-    Rates are fractions, mCE percent; figures that cannot be had are None. `intervals` holds 95 % percentile bootstrap
-    intervals in which all cells are resampled together. Raises BadInput without clean records.
+    AR by attack and epsilon, WCAR by magnitude (per-sample intersection of the attacks named in `WCAR_attacks`), NR,
+    mCE and relative mCE where all 75 cells are there, SR over the cells of decoder by resize, drops by system noise,
+    the chain. Rates are fractions, mCE percent; figures that cannot be had are None. `intervals` holds 95 % percentile
+    bootstrap intervals in which all cells are resampled together, joined by sample id. A noise that changed nothing
+    comes with the clean table itself: it counts as a cell, not in the mean drop of its noise. Raises BadInput without
+    clean records, and for a cell that shares no sample with them.
     """
+    if tables.get(None) is None:
+        raise BadInput("records of noises alone", "clean records under the key None", "evaluate without noise as well")
     clean = tables[None]
     attacks = {spec: table for spec, table in tables.items() if spec is not None and spec.family == "attack"}
     natural = {
-        (spec.name, int(spec.severity)): table
-        for spec, table in tables.items()
+        (spec.name, int(spec.severity)): spec
+        for spec in tables
         if spec is not None and spec.family == "corruption" and isinstance(spec.severity, int)
     }
     system = {spec: table for spec, table in tables.items() if spec is not None and spec.family == "system"}
-    intervals: dict[str, Any] = {}
+    last = chain[-1] if chain else None
+    groups: dict[str, Group] = {}
+    for spec in attacks:
+        groups[magnitude(spec)] = (*groups.get(magnitude(spec), ()), spec)
+    every = dict(tables) if last is None else {**tables, last[0]: last[1]}
+    asked = dict.fromkeys([*((spec,) for spec in attacks), *groups.values()])
+    drawn = joint_draws(every, asked, rng=rng, resamples=resamples)
+    intervals: dict[str, Any] = {"clean": _interval(drawn.accuracy(None))}
     found: dict[str, Any] = {
         "clean": top1(clean),
-        **_attacked(clean, attacks, intervals, rng, resamples),
-        **_corrupted(clean, natural, intervals, rng, resamples),
-        **_systematic(clean, system, ddof),
+        **_attacked(clean, attacks, groups, drawn, intervals),
+        **_corrupted(tables, natural, drawn, intervals),
+        **_systematic(clean, system, ddof, drawn, intervals),
+        "combined_drop": None if last is None else drop(clean, last[1]),
     }
-    last = chain[-1] if chain else None
-    found["combined_drop"] = None if last is None else drop(clean, last[1])
+    if last is not None:
+        intervals["combined_drop"] = _interval(drawn.accuracy(None) - drawn.accuracy(last[0]))
     found["chain"] = [
         {"noise": spec.name.split("+")[-1], "option": str(spec.option).split("+")[-1]}
         | {"value": top1(table), "drop": drop(clean, table)}
@@ -78,68 +94,74 @@ def magnitude(spec: NoiseSpec) -> str:
 def _attacked(
     clean: pa.Table,
     attacks: Mapping[NoiseSpec, pa.Table],
+    groups: Mapping[str, Group],
+    drawn: JointDraws,
     intervals: dict[str, Any],
-    rng: np.random.Generator,
-    resamples: int,
 ) -> dict[str, Any]:
     robust: dict[str, dict[str, float | None]] = {}
-    groups: dict[str, list[pa.Table]] = {}
     for spec, table in attacks.items():
-        name = ":".join(part for part in (spec.name, spec.norm, spec.option) if part)
-        asked = _restricted(clean, table)
+        name, epsilon = _name(spec), str(spec.severity)
+        asked = _restricted(clean, [table])
         right = bool(column(asked, "correct").any())
-        robust.setdefault(name, {})[str(spec.severity)] = adversarial_robustness(asked, table) if right else None
-        groups.setdefault(magnitude(spec), []).append(table)
+        robust.setdefault(name, {})[epsilon] = adversarial_robustness(asked, table) if right else None
+        if right:
+            intervals.setdefault("AR", {}).setdefault(name, {})[epsilon] = _interval(drawn.standing((spec,)))
     worst: dict[str, float | None] = {}
-    for name, found in groups.items():
-        asked = clean
-        for table in found:
-            asked = _restricted(asked, table)
+    for name, group in groups.items():
+        found = [attacks[spec] for spec in group]
+        asked = _restricted(clean, found)
         right = bool(column(asked, "correct").any())
         worst[name] = worst_case_robustness(asked, found) if right else None
         if right:
-            correct, standing = _flags(asked, found)
-            figure = _ratio(correct & standing, correct)
-            intervals.setdefault("WCAR", {})[name] = _interval(len(correct), figure, rng, resamples)
-    return {"AR": robust, "WCAR": worst}
+            intervals.setdefault("WCAR", {})[name] = _interval(drawn.standing(group))
+    counted = {name: [_name(spec) for spec in group] for name, group in groups.items()}
+    return {"AR": robust, "WCAR": worst, "WCAR_attacks": counted}
 
 
 def _corrupted(
-    clean: pa.Table,
-    natural: Mapping[tuple[str, int], pa.Table],
+    tables: Mapping[NoiseSpec | None, pa.Table],
+    natural: Mapping[tuple[str, int], NoiseSpec],
+    drawn: JointDraws,
     intervals: dict[str, Any],
-    rng: np.random.Generator,
-    resamples: int,
 ) -> dict[str, Any]:
     wanted = [(name, severity) for name in ALEXNET_ERROR for severity in SEVERITIES]
     if not all(cell in natural for cell in wanted):
         return {"NR": None, "mCE": None, "relative_mCE": None}
-    accuracy = {cell: top1(natural[cell]) for cell in wanted}
-    ids = [np.sort(column(natural[cell], "sample").astype(str)) for cell in wanted]
-    if all(np.array_equal(ids[0], other) for other in ids[1:]):
-        order = [np.argsort(column(natural[cell], "sample").astype(str)) for cell in wanted]
-        flags = np.stack([column(natural[cell], "correct")[o] for cell, o in zip(wanted, order)]).astype(np.float64)
-        weights = 1 / np.array([ALEXNET_ERROR[name] for name, _ in wanted])
-
-        def nr(counts: np.ndarray) -> np.ndarray:
-            return (counts @ flags.T).mean(1) / flags.shape[1]
-
-        def mce(counts: np.ndarray) -> np.ndarray:
-            return 100 * ((1 - counts @ flags.T / flags.shape[1]) * weights).mean(1)
-
-        intervals["NR"] = _interval(flags.shape[1], nr, rng, resamples)
-        intervals["mCE"] = _interval(flags.shape[1], mce, rng, resamples)
+    accuracy = {cell: top1(tables[natural[cell]]) for cell in wanted}
+    cells = np.stack([drawn.accuracy(natural[cell]) for cell in wanted], axis=1)
+    reference = np.array([ALEXNET_ERROR[name] for name, _ in wanted])
+    worse = drawn.accuracy(None)[:, None] - cells
+    intervals["NR"] = _interval(cells.mean(1))
+    intervals["mCE"] = _interval(100 * ((1 - cells) / reference).mean(1))
+    intervals["relative_mCE"] = _interval(100 * (worse / (reference - ALEXNET_CLEAN_ERROR)).mean(1))
     return {
         "NR": natural_robustness(accuracy),
         "mCE": mean_corruption_error(accuracy),
-        "relative_mCE": relative_mean_corruption_error(accuracy, top1(clean)),
+        "relative_mCE": relative_mean_corruption_error(accuracy, top1(tables[None])),
     }
 
 
-def _systematic(clean: pa.Table, system: Mapping[NoiseSpec, pa.Table], ddof: int) -> dict[str, Any]:
-    grid = [top1(table) for spec, table in system.items() if spec.name == _GRID]
-    mean, deviation = systematic_robustness(grid, ddof=ddof) if len(grid) > ddof else (None, None)
+def _systematic(
+    clean: pa.Table,
+    system: Mapping[NoiseSpec, pa.Table],
+    ddof: int,
+    drawn: JointDraws,
+    intervals: dict[str, Any],
+) -> dict[str, Any]:
+    grid = [spec for spec in system if spec.name == _GRID]
+    mean = deviation = None
+    if len(grid) > ddof:
+        mean, deviation = systematic_robustness([top1(system[spec]) for spec in grid], ddof=ddof)
+        cells = np.stack([drawn.accuracy(spec) for spec in grid], axis=1)
+        intervals["SR_mean"] = _interval(cells.mean(1))
+        # Resampling spreads the cells by an amount of its own, and the figure would often lie below its interval; so
+        # the draws are scaled until their mean is the figure, and say how it would vary with other samples.
+        spread = cells.std(1, ddof=ddof)
+        middle = float(np.nanmean(spread))
+        intervals["SR_std"] = _interval(spread * (deviation / middle if middle > 0 else 0.0))
     single = {spec: table for spec, table in system.items() if "+" not in spec.name}
+    # Zeros of options that are the reference's own would thin the mean out.
+    moved = {spec: table for spec, table in single.items() if table is not clean}
     return {
         "SR_mean": mean,
         "SR_std": deviation,
@@ -147,36 +169,22 @@ def _systematic(clean: pa.Table, system: Mapping[NoiseSpec, pa.Table], ddof: int
         "SR_cells": len(grid),
         "system": [
             {"noise": found.noise, "mean": found.mean, "max": found.most, "option": found.worst.option}
-            for found in drops(clean, single)
+            for found in drops(clean, moved)
         ],
     }
 
 
-def _restricted(clean: pa.Table, table: pa.Table) -> pa.Table:
-    """Return the clean records of the samples that the other table holds."""
-    return clean.take(pa.array(joined(clean, table)[0]))
+def _name(spec: NoiseSpec) -> str:
+    return ":".join(part for part in (spec.name, spec.norm, spec.option) if part)
 
 
-def _flags(clean: pa.Table, tables: Sequence[pa.Table]) -> tuple[np.ndarray, np.ndarray]:
-    """Return, per clean sample in order of id, whether it is right when clean, and in every table."""
-    first = np.argsort(column(clean, "sample").astype(str))
-    standing = np.ones(len(first), dtype=bool)
+def _restricted(clean: pa.Table, tables: Sequence[pa.Table]) -> pa.Table:
+    """Return the clean records of the samples that every other table holds."""
     for table in tables:
-        standing &= column(table, "correct")[joined(clean, table)[1]]
-    return column(clean, "correct")[first].astype(bool), standing
+        clean = clean.take(pa.array(joined(clean, table)[0]))
+    return clean
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    def figure(counts: np.ndarray) -> np.ndarray:
-        whole = (counts @ below.astype(np.float64)).astype(np.float64)
-        return np.divide(counts @ above.astype(np.float64), whole, out=np.full(len(whole), np.nan), where=whole > 0)
-
-    return figure
-
-
-def _interval(
-    count: int, figure: Callable[[np.ndarray], np.ndarray], rng: np.random.Generator, resamples: int
-) -> dict[str, float]:
-    drawn = drawn_figures(count, figure, rng=rng, resamples=resamples)
+def _interval(drawn: Float64[np.ndarray, " draws"]) -> dict[str, float]:
     found = percentile_interval(drawn, _CONFIDENCE)
     return {"low": found.low, "high": found.high}
