@@ -80,11 +80,24 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
         {"epsilon": "8/255", "steps": 4, "step": "published", "random_start": False},
         {"epsilon": "2", "steps": 4, "norm": "l2"},
     ),
-    ("attack", "apgd_ce"): ({"epsilon": "8/255", "steps": 12},),
+    ("attack", "apgd_ce"): (
+        {"epsilon": "8/255", "steps": 12, "draws": 2},
+        {"epsilon": "8", "norm": "l1", "steps": 8, "restarts": 2},
+    ),
     ("attack", "apgd_t"): ({"epsilon": "8/255", "steps": 12, "targets": 2},),
+    ("attack", "apgd_dlr"): ({"epsilon": "8/255", "steps": 12},),
     ("attack", "fab_t"): ({"epsilon": "0.3", "steps": 12},),
-    ("attack", "autoattack"): ({"epsilon": "8/255", "steps": 8, "queries": 20},),
-    ("attack", "square"): ({"epsilon": "8/255", "queries": 20},),
+    ("attack", "fab"): ({"epsilon": "0.3", "steps": 12, "restarts": 2},),
+    ("attack", "autoattack"): (
+        {"epsilon": "8/255", "steps": 8, "queries": 20},
+        {"epsilon": "8/255", "steps": 4, "queries": 6, "version": "plus"},
+        {"epsilon": "8", "norm": "l1", "steps": 4, "version": "rand"},
+    ),
+    ("attack", "square"): (
+        {"epsilon": "8/255", "queries": 20},
+        {"epsilon": "2@224", "norm": "l2", "queries": 20},
+        {"epsilon": "1600@224", "norm": "l1", "queries": 20},
+    ),
     ("attack", "hopskipjump"): (
         {"epsilon": "8/255", "norm": "linf", "queries": 80, "draws": 10},
         {"epsilon": "0.5", "norm": "l2", "queries": 80, "draws": 10},

@@ -10,8 +10,10 @@ import torch
 from attacked import Judge, Linear, convnet, draws, pictures, trained_digits, worst
 from torch import Tensor, nn
 
+from seatrial.noise.ball import ball_around
 from seatrial.noise.margin import margin
 from seatrial.noise.square import Square
+from seatrial.noise.square_pyramid import pyramids
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,12 +43,15 @@ def test_square_finds_the_worst_picture_where_each_channel_has_one_sign() -> Non
     assert (result.inputs - worst(inputs, weight, 0.01)).abs()[standing].max() < 1e-6
 
 
-def test_square_never_needs_gradients_and_leaves_the_fallen_alone(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 0.8), ("l1", 4.0)])
+def test_square_never_needs_gradients_and_leaves_the_fallen_alone(
+    norm: str, epsilon: float, trained: tuple[nn.Module, Tensor, Tensor]
+) -> None:
     module, inputs, labels = trained
     wrong = labels.clone()
     wrong[:5] = (wrong[:5] + 1) % 10
     judge = Judge(module, frozenset({"logits", "labels"}))
-    result = Square(epsilon=0.1, queries=40).perturb(judge, inputs, wrong, rng=draws(len(inputs)))
+    result = Square(epsilon=epsilon, norm=norm, queries=40).perturb(judge, inputs, wrong, rng=draws(len(inputs)))
     with torch.no_grad():
         clean = margin(module(inputs), wrong) < 0
         fallen = margin(module(result.inputs), wrong) < 0
@@ -57,6 +62,7 @@ def test_square_never_needs_gradients_and_leaves_the_fallen_alone(trained: tuple
     assert (result.queries <= 40).all()
     assert (result.queries[~fallen.numpy()] == 40).all()
     assert np.isnan(result.zero_gradient).all()
+    assert result.queries.sum() == judge.rows
 
 
 def test_square_draws_its_own_square_for_each_sample_and_never_an_idle_one() -> None:
@@ -123,3 +129,66 @@ def test_square_rejects_scores_that_are_not_numbers() -> None:
     result = Square(epsilon=0.1, queries=30).perturb(judge, inputs, torch.zeros(8, dtype=torch.int64), rng=draws(8))
     assert (result.queries == 30).all()
     assert result.inputs.isfinite().all()
+
+
+# L2 and L1: pyramids
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("size", [(16, 16), (11, 19), (3, 4), (2, 2), (1, 1)], ids=str)
+def test_every_picture_that_is_asked_is_in_the_ball_and_the_box(norm: str, size: tuple[int, int]) -> None:
+    epsilon = 0.3 if norm == "l2" else 1.5
+    judge, inputs = Judge(Linear(torch.full((3, *size), 1e4))), pictures(3, *size).clamp(min=0.05)
+    ball = ball_around(norm, inputs, epsilon)
+    result = Square(epsilon=epsilon, norm=norm, queries=40).perturb(
+        judge, inputs, torch.zeros(3, dtype=torch.int64), rng=draws(3)
+    )
+    assert len(judge.asked) == 40
+    for asked in judge.asked:
+        assert torch.equal(ball.project(asked), asked)
+    assert (result.queries == 40).all()
+    # The budget is used but for what the walls of the box take.
+    moved = torch.linalg.vector_norm((result.inputs - inputs).flatten(1), ord=2 if norm == "l2" else 1, dim=1)
+    assert (moved > 0.5 * min(epsilon, 1)).all() or size == (1, 1)
+
+
+@pytest.mark.parametrize(("norm", "share"), [("l2", 0.5), ("l1", 0.3)])
+def test_square_nears_the_worst_picture_of_a_smooth_linear_model(norm: str, share: float) -> None:
+    """The margin can fall by epsilon times the dual norm of the weight; from the middle of the box no wall is near."""
+    across = torch.linspace(-2, 2, 12)
+    weight = (
+        torch.exp(-(across[:, None] - 0.5).square() - across.square()) * torch.tensor([1.0, -0.5, 0.2])[:, None, None]
+    )
+    inputs, module, epsilon = torch.full((4, 3, 12, 12), 0.5), Linear(weight), 0.3
+    best = epsilon * float(weight.norm() if norm == "l2" else weight.abs().max())
+    labels = torch.zeros(4, dtype=torch.int64)
+    start = Linear(weight)(inputs)[0, 0]
+
+    class Lifted(nn.Module):
+        """Far from falling, so that the search goes on to the end."""
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return module(inputs) + torch.tensor([100.0, 0.0])
+
+    gained = []
+    for queries in (30, 1000):
+        result = Square(epsilon=epsilon, norm=norm, queries=queries).perturb(
+            Judge(Lifted()), inputs, labels, rng=draws(4)
+        )
+        with torch.no_grad():
+            gained.append((start - module(result.inputs)[:, 0]) / best)
+    assert (gained[1] <= 1 + 1e-5).all()
+    assert (gained[1] > share).all()
+    assert (gained[1] > gained[0]).all()
+
+
+def test_pyramids_of_side_three_worked_by_hand() -> None:
+    """In L2 the halves have 1 + 1/4 in the middle and 1/4 elsewhere, each of norm 1; in L1 1 + 1/16 and 1/16."""
+    for power, far in ((2, 1 / 4), (1, 1 / 16)):
+        upper, lower = np.array([[far, 1 + far, far]]), np.array([[far, far, far], [far, 1 + far, far]])
+        sizes = [(np.abs(half) ** power).sum() ** (1 / power) for half in (upper, lower)]
+        wanted = np.concatenate([upper / sizes[0], -lower / sizes[1]]) / 2 ** (1 / power)
+        assert np.allclose(pyramids(3, power), wanted)
+    for side in range(1, 12):
+        assert (pyramids(side, 2) ** 2).sum() == pytest.approx(1)
+        assert np.abs(pyramids(side, 1)).sum() == pytest.approx(1)
