@@ -126,7 +126,8 @@ def test_draws_are_joined_by_sample_never_by_position() -> None:
     clean, noisy = drawn("clean", 0.85), drawn("pgd", 0.5)
     order = pa.array(generator(0, "order").permutation(40))
     part = records(noisy[80:], first=80).take(order)
-    found = joint_draws({None: records(clean), PGD: part}, [(PGD,)], rng=generator(5), resamples=200)
+    whole = records(clean).take(pa.array(generator(1, "order").permutation(COUNT)))
+    found = joint_draws({None: whole, PGD: part}, [(PGD,)], rng=generator(5), resamples=200)
     counts = generator(5).multinomial(COUNT, np.full(COUNT, 1 / COUNT), size=200)
     late = counts[:, 80:]
     assert found.accuracy(None) == pytest.approx(counts @ clean / COUNT)
