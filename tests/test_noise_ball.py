@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seatrial.core.chance import generator
 from seatrial.errors import BadInput
-from seatrial.noise.ascent import random_start, steepest
+from seatrial.noise.ascent import random_start, sparse_ascent, steepest
 from seatrial.noise.ball import NORMS, ball_around, budget
 
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
@@ -194,3 +194,12 @@ def test_budgets_stated_for_224_pixels_keep_the_mean_change() -> None:
         budget("l2", 8, (3, 4, 4))
     with pytest.raises(BadInput, match="8/255"):
         budget("linf", 8)
+
+
+def test_the_sparse_direction_takes_the_largest_entries_that_no_wall_holds() -> None:
+    gradient = torch.tensor([5.0, -4.0, 3.0, -2.0, 1.0, 0.0]).view(1, 3, 2, 1)
+    point = torch.tensor([1.0, 0.5, 0.5, 0.0, 0.5, 0.5]).view(1, 3, 2, 1)
+    assert sparse_ascent(gradient, point, 0.5).flatten().tolist() == pytest.approx([0, -1 / 3, 1 / 3, 0, 1 / 3, 0])
+    assert sparse_ascent(gradient, point, 0.01).flatten().tolist() == [0, -1, 0, 0, 0, 0]
+    assert sparse_ascent(gradient, point, 1.0).flatten().tolist() == pytest.approx([0, -1 / 3, 1 / 3, 0, 1 / 3, 0])
+    assert not sparse_ascent(torch.zeros(2, 3, 2, 1), torch.zeros(2, 3, 2, 1), 0.5).any()

@@ -152,9 +152,12 @@ def test_every_picture_that_is_asked_is_in_the_ball_and_the_box(norm: str, size:
     assert (moved > 0.5 * min(epsilon, 1)).all() or size == (1, 1)
 
 
-@pytest.mark.parametrize(("norm", "share"), [("l2", 0.5), ("l1", 0.3)])
+@pytest.mark.parametrize(("norm", "share"), [("l2", 0.5), ("l1", 0.25)])
 def test_square_nears_the_worst_picture_of_a_smooth_linear_model(norm: str, share: float) -> None:
-    """The margin can fall by epsilon times the dual norm of the weight; from the middle of the box no wall is near."""
+    """The margin can fall by epsilon times the dual norm of the weight; from the middle of the box no wall is near.
+
+    In L1 the optimum is a single pixel, which pyramids of nine pixels and two signs only come near to.
+    """
     across = torch.linspace(-2, 2, 12)
     weight = (
         torch.exp(-(across[:, None] - 0.5).square() - across.square()) * torch.tensor([1.0, -0.5, 0.2])[:, None, None]

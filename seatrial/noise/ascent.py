@@ -24,6 +24,25 @@ def steepest(gradient: Float[Tensor, "batch channels height width"], norm: str) 
     return gradient / length.clamp(min=1e-30)[:, None, None, None]
 
 
+def sparse_ascent(
+    gradient: Float[Tensor, "batch channels height width"],
+    point: Float[Tensor, "batch channels height width"],
+    share: float,
+) -> Float[Tensor, "batch channels height width"]:
+    """Return the direction of L1 norm 1 that spreads over the `share` of entries with the largest gradients.
+
+    Entries that stand at a wall of [0, 1] and would be pushed through it count as zero. A gradient of zeros gives
+    zeros. Source: SLIDE, Tramer and Boneh 2019, arXiv 1904.13000; the walls as in foolbox.
+    """
+    walled = ((point <= 0) & (gradient < 0)) | ((point >= 1) & (gradient > 0))
+    free = torch.where(walled, 0.0, gradient)
+    size = free.flatten(1).abs()
+    kept = max(1, round(share * size.shape[1]))
+    least = size.topk(kept, dim=1, sorted=False).values.amin(1) if len(size) else size.new_zeros(0)
+    direction = torch.where(free.abs() >= least[:, None, None, None], free.sign(), 0.0)
+    return direction / direction.abs().sum((1, 2, 3), keepdim=True).clamp(min=1)
+
+
 def random_start(
     inputs: Float[Tensor, "batch channels height width"],
     ball: Ball,
