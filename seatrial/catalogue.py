@@ -61,6 +61,9 @@ ENTRIES: tuple[Entry, ...] = (
     _attack("apgd_ce", "apgd_ce:ApgdCe", "Croce and Hein 2020", "gradients"),
     _attack("apgd_t", "apgd_t:ApgdT", "Croce and Hein 2020", "gradients"),
     _attack("fab_t", "fab_t:FabT", "Croce and Hein 2020", "gradients"),
+    # Parts of AutoAttack's other versions, to be asked for by name.
+    _attack("apgd_dlr", "apgd_dlr:ApgdDlr", "Croce and Hein 2020", "gradients", ()),
+    _attack("fab", "fab:Fab", "Croce and Hein 2020", "gradients", ()),
     _attack("autoattack", "autoattack:AutoAttack", "Croce and Hein 2020", "gradients"),
     _attack("square", "square:Square", "Andriushchenko et al. 2020", "logits"),
     _attack("hopskipjump", "hopskipjump:HopSkipJump", "Chen et al. 2020", "labels", (*_LINF, *_L2)),

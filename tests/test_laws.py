@@ -88,11 +88,7 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
     ("attack", "apgd_dlr"): ({"epsilon": "8/255", "steps": 12},),
     ("attack", "fab_t"): ({"epsilon": "0.3", "steps": 12},),
     ("attack", "fab"): ({"epsilon": "0.3", "steps": 12, "restarts": 2},),
-    ("attack", "autoattack"): (
-        {"epsilon": "8/255", "steps": 8, "queries": 20},
-        {"epsilon": "8/255", "steps": 4, "queries": 6, "version": "plus"},
-        {"epsilon": "8", "norm": "l1", "steps": 4, "version": "rand"},
-    ),
+    ("attack", "autoattack"): ({"epsilon": "8/255", "steps": 8, "queries": 20},),
     ("attack", "square"): (
         {"epsilon": "8/255", "queries": 20},
         {"epsilon": "2@224", "norm": "l2", "queries": 20},

@@ -1,135 +1,113 @@
-"""The walk of Auto-PGD: momentum, and steps that halve where they stop to pay."""
+"""Auto-PGD: one walk after another, each on what the ones before left standing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
+from typing import Protocol, final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from seatrial.core.noise import Perturbation
 from seatrial.core.predictor import Predictor
-from seatrial.errors import BadInput
-from seatrial.noise.ascent import steepest
-from seatrial.noise.ball import Ball
-from seatrial.noise.gradient import objective_gradient, zero_share
+from seatrial.errors import BadInput, NotApplicable
+from seatrial.noise.apgd_l1 import sparse_walk
+from seatrial.noise.apgd_walk import Walked, walk
+from seatrial.noise.ball import ball_around, budget, require_unit_box
+from seatrial.noise.gradient import objective_gradient
+from seatrial.noise.sphere import on_sphere
 
 
 class Objective(Protocol):
-    """From logits [batch, classes] and the rows of the first batch they belong to, to values that the walk raises."""
+    """From logits [count, classes] and the rows of the batch they belong to, to values [count] that walks raise."""
 
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor: ...
 
 
-_MOMENTUM = 0.75
+@final
+@dataclass(frozen=True, kw_only=True)
+class AutoPgd:
+    """The walks of Auto-PGD (Croce and Hein 2020, arXiv 2003.01690; in L1 Croce and Hein 2021, arXiv 2103.01208).
 
-
-@dataclass(frozen=True, eq=False)
-class Walked:
-    """Where the walks ended: `fallen` says which found a misclassified `point`, the others are at their best value."""
-
-    point: Float[Tensor, "batch 3 height width"]
-    fallen: Bool[Tensor, " batch"]
-    zero_gradient: Float[np.ndarray, " batch"]
-    queries: Int64[np.ndarray, " batch"]
-
-
-def checkpoints(steps: int) -> list[int]:
-    """Return the steps at which the walk looks back.
-
-    Source: Croce and Hein 2020, section 3: after 0.22 of all steps, then 0.03 less each time, at least 0.06.
+    `draws` is the number of forward passes over which gradients and values are averaged, for predictors that answer
+    by chance; the last one says whether a point is misclassified. Raises BadInput for options out of range.
     """
-    length, least, less = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
-    found = []
-    position = 0
-    while position + length <= steps:
-        position += length
-        found.append(position)
-        length = max(length - less, least)
-    return found
 
+    norm: str
+    epsilon: float | str
+    steps: int
+    rho: float
+    draws: int = 1
 
-def walk(
-    predictor: Predictor,
-    start: Float[Tensor, "batch 3 height width"],
-    ball: Ball,
-    labels: Int64[Tensor, " batch"],
-    objective: Objective,
-    *,
-    norm: str,
-    epsilon: float,
-    steps: int,
-    rho: float,
-) -> Walked:
-    """Climb `objective` from `start` within `ball`; a sample leaves the walk at its first misclassified point.
+    def __post_init__(self) -> None:
+        budget(self.norm, self.epsilon)
+        if min(self.steps, self.draws) < 1 or not 0 < self.rho < 1:
+            raise BadInput(
+                f"{self.steps} steps, {self.draws} draws, rho {self.rho}",
+                "1 or more steps and draws, 0 < rho < 1",
+                "AutoAttack takes 100, 1 and 0.75",
+            )
 
-    Source: Croce and Hein 2020 (arXiv 2003.01690), algorithm 1. Departures: a sample that has fallen is not walked on;
-    the rest of its walk could not change the verdict, and no sample looks at another.
-    """
-    count = len(start)
-    best_found, fallen_all = start.clone(), torch.zeros(count, dtype=torch.bool)
-    queries = np.ones(count, dtype=np.int64)
-    rows = torch.arange(count)
-    point, previous = start, start
-    gradient, logits, value = objective_gradient(predictor, point, partial(objective, rows=rows))
-    zeros = zero_share(gradient)
-    best, best_gradient, best_value = point, gradient, value
-    size = torch.full((count,), 2 * epsilon)
-    rises, halved, value_then = torch.zeros(count), torch.ones(count, dtype=torch.bool), value
-    looks, since = set(checkpoints(steps)), 0
-    for step in range(steps + 1):
-        fallen = logits.argmax(1) != labels
-        if bool(fallen.any()):
-            best_found[rows[fallen]], fallen_all[rows[fallen]] = point[fallen], True
-            keep = ~fallen
-            rows, labels, ball, size = rows[keep], labels[keep], ball.select(keep), size[keep]
-            point, previous, gradient, value = point[keep], previous[keep], gradient[keep], value[keep]
-            best, best_gradient, best_value = best[keep], best_gradient[keep], best_value[keep]
-            rises, halved, value_then = rises[keep], halved[keep], value_then[keep]
-        if not len(rows) or step == steps:
-            break
-        share = _MOMENTUM if step else 1.0
-        ahead = ball.project(point + size[:, None, None, None] * steepest(gradient, norm))
-        moved = point + (ahead - point) * share + (point - previous) * (1 - share)
-        previous, point = point, ball.project(moved)
-        new_gradient, logits, new_value = objective_gradient(predictor, point, partial(objective, rows=rows))
-        queries[rows.numpy()] += 1
-        since += 1
-        rises += new_value > value
-        gradient, value = new_gradient, new_value
-        better = value > best_value
-        pick = better[:, None, None, None]
-        best, best_gradient = torch.where(pick, point, best), torch.where(pick, gradient, best_gradient)
-        best_value = torch.where(better, value, best_value)
-        if step + 1 in looks:
-            stuck = (rises <= rho * since) | (~halved & (value_then >= best_value))
-            halved, value_then = stuck, best_value
-            size = torch.where(stuck, size / 2, size)
-            pick = stuck[:, None, None, None]
-            point, gradient = torch.where(pick, best, point), torch.where(pick, best_gradient, gradient)
-            rises, since = torch.zeros_like(rises), 0
-    best_found[rows] = best
-    return Walked(best_found, fallen_all, zeros, queries)
+    def climb(
+        self,
+        predictor: Predictor,
+        inputs: Float[Tensor, "batch channels height width"],
+        labels: Int64[Tensor, " batch"],
+        objectives: Callable[[Tensor], Sequence[Objective]],
+        *,
+        rng: Sequence[np.random.Generator],
+    ) -> Perturbation:
+        """Walk each sample up one objective after another, from a new random start each, until it is misclassified.
 
+        `objectives` makes them from the logits of `inputs`. Returns per sample the misclassified point, else the best
+        one of its last walk; `rng[i]` draws the starts of sample i. Raises NotApplicable without gradients.
+        """
+        epsilon = budget(self.norm, self.epsilon, inputs.shape[1:])
+        require_unit_box(inputs)
+        if "gradients" not in predictor.gives:
+            raise NotApplicable("the predictor gives no gradients")
+        inputs = inputs.detach()
+        found, zeros = inputs.clone(), np.full(len(inputs), np.nan)
+        queries = np.ones(len(inputs), dtype=np.int64)
+        with torch.no_grad():
+            clean = predictor(inputs)
+        standing = (clean.argmax(1) == labels).nonzero()[:, 0]
+        for turn, objective in enumerate(objectives(clean)):
+            if not len(standing):
+                break
+            chosen = [rng[i] for i in standing.tolist()]
+            walked = self._walk(predictor, inputs[standing], labels[standing], objective, standing, epsilon, chosen)
+            found[standing] = walked.point
+            at = standing.cpu().numpy()
+            if turn == 0:
+                zeros[at] = walked.zero_gradient
+            queries[at] += walked.asked * self.draws
+            standing = standing[~walked.fallen]
+        return Perturbation(found, zeros, queries)
 
-def linf_start(
-    inputs: Float[Tensor, "batch 3 height width"], ball: Ball, epsilon: float, rng: Sequence[np.random.Generator]
-) -> Tensor:
-    """Return a random point of each sample's L-inf ball whose largest change is epsilon, as AutoAttack starts."""
-    drawn = np.empty(tuple(inputs.shape), dtype=np.float32)
-    for row, generator in zip(drawn, rng, strict=True):
-        generator.random(out=row, dtype=np.float32)
-        row *= 2
-        row -= 1
-        row *= np.float32(epsilon) / np.abs(row).max()
-    return ball.project(inputs.detach() + torch.from_numpy(drawn))
+    def _walk(
+        self,
+        predictor: Predictor,
+        inputs: Tensor,
+        labels: Tensor,
+        objective: Objective,
+        origin: Tensor,
+        epsilon: float,
+        rng: Sequence[np.random.Generator],
+    ) -> Walked:
+        def ask(point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            at = origin[rows]
+            gradient, logits, value = objective_gradient(predictor, point, lambda z: objective(z, at))
+            for _ in range(self.draws - 1):
+                more, logits, other = objective_gradient(predictor, point, lambda z: objective(z, at))
+                gradient, value = gradient + more, value + other
+            return gradient / self.draws, logits, value / self.draws
 
-
-def require_linf(norm: str, name: str) -> None:
-    """Raise BadInput for a norm that this attack does not walk in yet."""
-    if norm != "linf":
-        raise BadInput(f"{name} in {norm}", "linf", "ask for pgd or mim there, which know l2 and l1")
+        if self.norm == "l1":
+            return sparse_walk(ask, inputs, labels, epsilon=epsilon, steps=self.steps, rng=rng)
+        ball = ball_around(self.norm, inputs, epsilon)
+        start = ball.project(on_sphere(inputs, self.norm, epsilon, rng))
+        return walk(ask, start, ball, labels, norm=self.norm, epsilon=epsilon, steps=self.steps, rho=self.rho)

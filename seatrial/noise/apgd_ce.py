@@ -14,8 +14,7 @@ from torch import Tensor
 from seatrial.core.noise import Attack, Perturbation
 from seatrial.core.predictor import Gift, Predictor
 from seatrial.errors import BadInput
-from seatrial.noise.apgd import linf_start, require_linf, walk
-from seatrial.noise.ball import LinfBall, budget
+from seatrial.noise.apgd import AutoPgd
 
 
 @final
@@ -23,21 +22,23 @@ from seatrial.noise.ball import LinfBall, budget
 class ApgdCe(Attack):
     """Auto-PGD on the cross entropy (Croce and Hein 2020, arXiv 2003.01690), the first stage of AutoAttack.
 
-    `epsilon` is a number or text such as "8/255"; `steps` and `rho` are the authors'. Raises BadInput for options out
-    of range and for other norms than L-inf.
-    Departures: one start; a sample leaves at its first misclassified point, also where that is its start.
+    `restarts` walks of `steps` steps, by the authors' settings (in L1 AutoAttack takes 5 restarts). `draws` averages
+    that many gradients, for predictors that answer by chance. `epsilon` is a number or text such as "8/255". Raises
+    BadInput for options out of range.
+    Departures: a sample leaves at its first misclassified point; one that is misclassified already comes back as it is.
     """
 
     epsilon: float | str
     norm: str = "linf"
     steps: int = 100
+    restarts: int = 1
     rho: float = 0.75
+    draws: int = 1
 
     def __post_init__(self) -> None:
-        budget(self.norm, self.epsilon)
-        require_linf(self.norm, "apgd_ce")
-        if self.steps < 1 or not 0 < self.rho < 1:
-            raise BadInput(f"{self.steps} steps, rho {self.rho}", "1 step or more, 0 < rho < 1", "take 100 and 0.75")
+        self._walks()
+        if self.restarts < 1:
+            raise BadInput(f"{self.restarts} restarts", "1 or more", "AutoAttack takes 1, in L1 5")
 
     @property
     def needs(self) -> frozenset[Gift]:
@@ -52,19 +53,12 @@ class ApgdCe(Attack):
         *,
         rng: Sequence[np.random.Generator],
     ) -> Perturbation:
-        """Return per sample a misclassified point, else the one of largest loss; `rng[i]` draws the start of i."""
-        epsilon = budget(self.norm, self.epsilon)
-        ball = LinfBall.around(inputs, epsilon)
-        start = linf_start(inputs, ball, epsilon, rng)
-        walked = walk(
-            predictor,
-            start,
-            ball,
-            labels,
-            lambda logits, rows: F.cross_entropy(logits, labels[rows], reduction="none"),
-            norm=self.norm,
-            epsilon=epsilon,
-            steps=self.steps,
-            rho=self.rho,
-        )
-        return Perturbation(walked.point, walked.zero_gradient, walked.queries)
+        """Return per sample a misclassified point, else the last walk's of largest loss; `rng[i]` draws its starts."""
+
+        def loss(logits: Tensor, rows: Tensor) -> Tensor:
+            return F.cross_entropy(logits, labels[rows], reduction="none")
+
+        return self._walks().climb(predictor, inputs, labels, lambda _: [loss] * self.restarts, rng=rng)
+
+    def _walks(self) -> AutoPgd:
+        return AutoPgd(norm=self.norm, epsilon=self.epsilon, steps=self.steps, rho=self.rho, draws=self.draws)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from seatrial.core.noise import Attack, Perturbation
 from seatrial.core.predictor import Gift, Predictor
 from seatrial.errors import BadInput
-from seatrial.noise.apgd import linf_start, require_linf, walk
-from seatrial.noise.ball import LinfBall, budget
+from seatrial.noise.apgd import AutoPgd, Objective
 from seatrial.noise.targets import target_classes
 
 
@@ -24,10 +23,12 @@ from seatrial.noise.targets import target_classes
 class ApgdT(Attack):
     """Targeted Auto-PGD on the DLR loss (Croce and Hein 2020, arXiv 2003.01690, equation 6), AutoAttack's second stage.
 
-    The targets are the `targets` classes of largest clean logits beside the label, tried in that order. Networks of
-    fewer than four classes have no DLR; they are attacked on the difference of the two logits. `epsilon` is a number
-    or text such as "8/255". Raises BadInput for options out of range and for other norms than L-inf.
-    Departures: a sample leaves at its first misclassified point, whichever class that is.
+    The targets are the `targets` classes of largest clean logits beside the label, one walk of `steps` steps each, in
+    that order (in L1 AutoAttack takes 5). Networks of fewer than four classes have no targeted DLR; they are attacked
+    on the difference of the two logits. `epsilon` is a number or text such as "8/255". Raises BadInput for options out
+    of range.
+    Departures: a sample leaves at its first misclassified point, whichever class that is; one that is misclassified
+    already comes back as it is.
     """
 
     epsilon: float | str
@@ -37,14 +38,9 @@ class ApgdT(Attack):
     rho: float = 0.75
 
     def __post_init__(self) -> None:
-        budget(self.norm, self.epsilon)
-        require_linf(self.norm, "apgd_t")
-        if self.steps < 1 or self.targets < 1 or not 0 < self.rho < 1:
-            raise BadInput(
-                f"{self.steps} steps, {self.targets} targets, rho {self.rho}",
-                "1 or more steps and targets, 0 < rho < 1",
-                "take 100, 9 and 0.75",
-            )
+        self._walks()
+        if self.targets < 1:
+            raise BadInput(f"{self.targets} targets", "1 or more", "AutoAttack takes 9, in L1 5")
 
     @property
     def needs(self) -> frozenset[Gift]:
@@ -59,37 +55,20 @@ class ApgdT(Attack):
         *,
         rng: Sequence[np.random.Generator],
     ) -> Perturbation:
-        """Return per sample a misclassified point, else that of its last walk; `rng[i]` draws the starts of i."""
-        epsilon = budget(self.norm, self.epsilon)
-        ball = LinfBall.around(inputs, epsilon)
-        with torch.no_grad():
-            clean = predictor(inputs)
-        order = target_classes(clean, labels, self.targets)
-        found, zeros = inputs.detach().clone(), np.full(len(inputs), np.nan)
-        queries = np.ones(len(inputs), dtype=np.int64)
-        standing = (clean.argmax(1) == labels).nonzero()[:, 0]
-        for turn in range(order.shape[1]):
-            if not len(standing):
-                break
-            chosen, own, target = ball.select(standing), labels[standing], order[standing, turn]
-            start = linf_start(inputs[standing], chosen, epsilon, [rng[i] for i in standing.tolist()])
-            walked = walk(
-                predictor,
-                start,
-                chosen,
-                own,
-                lambda logits, rows, own=own, target=target: targeted_dlr(logits, own[rows], target[rows]),
-                norm=self.norm,
-                epsilon=epsilon,
-                steps=self.steps,
-                rho=self.rho,
-            )
-            found[standing] = walked.point
-            if turn == 0:
-                zeros[standing.numpy()] = walked.zero_gradient
-            queries[standing.numpy()] += walked.queries
-            standing = standing[~walked.fallen]
-        return Perturbation(found, zeros, queries)
+        """Return per sample a misclassified point, else the last walk's of largest loss; `rng[i]` draws its starts."""
+
+        def losses(clean: Tensor) -> list[Objective]:
+            order = target_classes(clean, labels, self.targets)
+
+            def loss(logits: Tensor, rows: Tensor, turn: int) -> Tensor:
+                return targeted_dlr(logits, labels[rows], order[rows, turn])
+
+            return [partial(loss, turn=turn) for turn in range(order.shape[1])]
+
+        return self._walks().climb(predictor, inputs, labels, losses, rng=rng)
+
+    def _walks(self) -> AutoPgd:
+        return AutoPgd(norm=self.norm, epsilon=self.epsilon, steps=self.steps, rho=self.rho)
 
 
 def targeted_dlr(
