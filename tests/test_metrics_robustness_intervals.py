@@ -111,6 +111,22 @@ def test_equal_cells_have_no_deviation_and_no_width() -> None:
     assert tuple(found["intervals"]["SR_std"].values()) == pytest.approx((0, 0), abs=1e-12)
 
 
+def test_a_share_of_all_or_none_is_not_certain() -> None:
+    """Of 30 samples that all stand, up to a tenth may fall elsewhere: 3 / n by the rule of three, 1 - 0.8865 here."""
+    clean = records(np.ones(30, bool))
+    fallen = records(np.zeros(30, bool))
+    link = NoiseSpec("system", "decoder+resize", OPTIONS[0])
+    tables = {None: clean, PGD: clean, SQUARE: fallen}
+    found = summarize(tables, chain=[(link, clean)], rng=generator(0), resamples=50)["intervals"]
+    z2 = 1.959964**2  # Wilson's interval of n in n begins at n / (n + z^2)
+    for bounds in (found["clean"], found["AR"]["pgd:linf"]["2/255"]):
+        assert tuple(bounds.values()) == pytest.approx((30 / (30 + z2), 1))
+    for bounds in (found["WCAR"]["middle"], found["AR"]["square:linf"]["2/255"]):
+        assert tuple(bounds.values()) == pytest.approx((0, z2 / (30 + z2)))
+    # One is added to each count of samples that turned: 2 of 32, so z times sqrt(2 / 32 / 32).
+    assert tuple(found["combined_drop"].values()) == pytest.approx((-1.959964 * 2**0.5 / 32, 1.959964 * 2**0.5 / 32))
+
+
 def test_options_that_change_nothing_are_not_averaged() -> None:
     """Else the mean drop of a noise would depend on how many names its reference has."""
     clean = records(np.ones(10, bool))

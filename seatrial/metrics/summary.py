@@ -20,6 +20,7 @@ from seatrial.metrics.corruption_error import (
     natural_robustness,
     relative_mean_corruption_error,
 )
+from seatrial.metrics.intervals import paired_difference, wilson
 from seatrial.metrics.joining import column, joined
 from seatrial.metrics.joint_draws import Group, JointDraws, joint_draws
 from seatrial.metrics.resampling import percentile_interval
@@ -47,6 +48,8 @@ def summarize(
     bootstrap intervals in which all cells are resampled together, joined by sample id. A noise that changed nothing
     comes with the clean table itself: it counts as a cell, not in the mean drop of its noise. Raises BadInput without
     clean records, and for a cell that shares no sample with them.
+    Departures: where all samples agree, so that no draw differs, the bootstrap has no width and would claim certainty;
+    such a share has Wilson's interval, such a combined drop the adjusted Wald interval (see `paired_difference`).
     """
     if tables.get(None) is None:
         raise BadInput("records of noises alone", "clean records under the key None", "evaluate without noise as well")
@@ -65,7 +68,7 @@ def summarize(
     every = dict(tables) if last is None else {**tables, last[0]: last[1]}
     asked = dict.fromkeys([*((spec,) for spec in attacks), *groups.values()])
     drawn = joint_draws(every, asked, rng=rng, resamples=resamples)
-    intervals: dict[str, Any] = {"clean": _interval(drawn.accuracy(None))}
+    intervals: dict[str, Any] = {"clean": _share_interval(drawn.accuracy(None), top1(clean), len(clean))}
     found: dict[str, Any] = {
         "clean": top1(clean),
         **_attacked(clean, attacks, groups, drawn, intervals),
@@ -74,7 +77,8 @@ def summarize(
         "combined_drop": None if last is None else drop(clean, last[1]),
     }
     if last is not None:
-        intervals["combined_drop"] = _interval(drawn.accuracy(None) - drawn.accuracy(last[0]))
+        fallen = drawn.accuracy(None) - drawn.accuracy(last[0])
+        intervals["combined_drop"] = _interval(fallen) if np.ptp(fallen) > 0 else _certain_drop(clean, last[1], rng)
     found["chain"] = [
         {"noise": spec.name.split("+")[-1], "option": str(spec.option).split("+")[-1]}
         | {"value": top1(table), "drop": drop(clean, table)}
@@ -102,18 +106,21 @@ def _attacked(
     for spec, table in attacks.items():
         name, epsilon = _name(spec), str(spec.severity)
         asked = _restricted(clean, [table])
-        right = bool(column(asked, "correct").any())
-        robust.setdefault(name, {})[epsilon] = adversarial_robustness(asked, table) if right else None
-        if right:
-            intervals.setdefault("AR", {}).setdefault(name, {})[epsilon] = _interval(drawn.standing((spec,)))
+        right = int(column(asked, "correct").sum())
+        value = adversarial_robustness(asked, table) if right else None
+        robust.setdefault(name, {})[epsilon] = value
+        if value is not None:
+            bounds = _share_interval(drawn.standing((spec,)), value, right)
+            intervals.setdefault("AR", {}).setdefault(name, {})[epsilon] = bounds
     worst: dict[str, float | None] = {}
     for name, group in groups.items():
         found = [attacks[spec] for spec in group]
         asked = _restricted(clean, found)
-        right = bool(column(asked, "correct").any())
-        worst[name] = worst_case_robustness(asked, found) if right else None
-        if right:
-            intervals.setdefault("WCAR", {})[name] = _interval(drawn.standing(group))
+        right = int(column(asked, "correct").sum())
+        value = worst_case_robustness(asked, found) if right else None
+        worst[name] = value
+        if value is not None:
+            intervals.setdefault("WCAR", {})[name] = _share_interval(drawn.standing(group), value, right)
     counted = {name: [_name(spec) for spec in group] for name, group in groups.items()}
     return {"AR": robust, "WCAR": worst, "WCAR_attacks": counted}
 
@@ -188,3 +195,19 @@ def _restricted(clean: pa.Table, tables: Sequence[pa.Table]) -> pa.Table:
 def _interval(drawn: Float64[np.ndarray, " draws"]) -> dict[str, float]:
     found = percentile_interval(drawn, _CONFIDENCE)
     return {"low": found.low, "high": found.high}
+
+
+def _share_interval(drawn: Float64[np.ndarray, " draws"], value: float, count: int) -> dict[str, float]:
+    """Return the interval of a share of `count` samples."""
+    if 0 < value < 1:
+        return _interval(drawn)
+    found = wilson(round(value * count), count, _CONFIDENCE)
+    return {"low": found.low, "high": found.high}
+
+
+def _certain_drop(clean: pa.Table, noisy: pa.Table, rng: np.random.Generator) -> dict[str, float]:
+    """Return the interval of a drop that no draw changes."""
+    left, right = joined(clean, noisy)
+    before, after = column(clean, "correct")[left], column(noisy, "correct")[right]
+    found = paired_difference(before, after, rng=rng, confidence=_CONFIDENCE)
+    return {"low": -found.high, "high": -found.low}
