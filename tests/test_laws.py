@@ -106,7 +106,11 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
     ("system", "color"): tuple({"option": option} for option in ("yuv444-exact", "nv12-integer")),
     ("system", "exif"): ({"option": "ignored"},),
     ("system", "letterbox"): tuple({"option": option} for option in ("0", "114", "centered", "stretched")),
-    ("system", "precision"): ({"option": "fp16"}, {"option": "bf16"}),
+    ("system", "precision"): ({"option": "fp16"}, {"option": "bf16"}, {"option": "int8"}),
+    ("system", "ceil_mode"): ({"option": "ceil"}, {"option": "floor"}),
+    ("system", "upsample"): ({"option": "nearest"}, {"option": "bilinear"}),
+    ("system", "align_corners"): ({"option": "flipped"},),
+    ("system", "box_offset"): ({"option": "decode"}, {"option": "everywhere"}),
     ("quantizer", "nearest"): (
         {},
         {"bias_correction": False, "equalization": "none"},
@@ -135,12 +139,19 @@ ALTERS = {
     "exif": "pipeline.exif",
     "letterbox": "pipeline.letterbox",
     "precision": "arithmetic",
+    **dict.fromkeys(("ceil_mode", "upsample", "align_corners"), "graph"),
+    "box_offset": "boxes",
 }
 NAMED = {
     ("exif", "ignored"): False,
     ("letterbox", "0"): Letterbox(value=0),
     ("letterbox", "centered"): Letterbox(value=114, centered=True),
     ("letterbox", "stretched"): Letterbox(value=114, keep_ratio=False),
+    ("ceil_mode", "ceil"): ("ceil_mode",),
+    ("ceil_mode", "floor"): ("floor_mode",),
+    ("upsample", "nearest"): ("upsample:nearest",),
+    ("upsample", "bilinear"): ("upsample:bilinear",),
+    ("align_corners", "flipped"): ("align_corners",),
 }
 """What the one field becomes, where that is not the option itself."""
 

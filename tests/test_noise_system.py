@@ -42,7 +42,7 @@ def test_the_eleven_resizes_of_sysnoise() -> None:
         f"torch-{name}" for name in ("nearest", "bilinear", "bilinear-antialias", "bicubic", "bicubic-antialias")
     }
     assert set(DECODER_OPTIONS) == {"pillow", "opencv", "pyav", "turbo-fast-dct", "turbo-plain-chroma", "camera-yuv"}
-    assert set(PRECISION_OPTIONS) == {"fp16", "bf16"}
+    assert set(PRECISION_OPTIONS) == {"fp16", "bf16", "int8"}
 
 
 @pytest.mark.parametrize("option", [option for option in ALL_RESIZES if option != "pillow-bilinear"])

@@ -267,6 +267,8 @@ def _no_noise(group: Group, plan: Plan, pictures: Pictures) -> Outcome | None:
         altered = noise.alter(system)
         if altered.pipeline != system.pipeline and plan.dataset[0].encoded is None:
             raise NotApplicable("the samples are arrays at network size: nothing is decoded or resized")
+        if altered.boxes != system.boxes and type(plan.task).under is Task.under:
+            plan.task.under(altered.boxes)  # refuses: such a task decodes none
         if replace(altered, pipeline=system.pipeline) == system and pictures.same(system.pipeline, altered.pipeline):
             raise NoNoise(f"all {len(plan.dataset)} pictures are identical on this build ({_builds()})")
 
@@ -307,7 +309,8 @@ def _altered(bench: _Bench, subjects: Sequence[Subject]) -> Iterator[list[Predic
         if isinstance(system, Outcome):
             opened = [system] * len(subjects)
         elif replace(system, pipeline=bench.system.pipeline) != bench.system:
-            opened = [_attempt(partial(_under, subject, system), 0) for subject in subjects]
+            otherwise = replace(system, arithmetic="as-is", graph=()) != bench.system
+            opened = [_attempt(partial(_under, subject, system, otherwise), 0) for subject in subjects]
     try:
         yield opened
     finally:
@@ -316,11 +319,17 @@ def _altered(bench: _Bench, subjects: Sequence[Subject]) -> Iterator[list[Predic
                 predictor.close()
 
 
-def _under(subject: Subject, system: System) -> Predictor:
+def _under(subject: Subject, system: System, otherwise: bool) -> Predictor:
+    """Return the predictor in another system; `otherwise` says that more than its arithmetic and operators differs."""
     if subject.alter is None:
         wanted = [*system.graph, *([] if system.arithmetic == "as-is" else [system.arithmetic])]
         raise NotApplicable(f"{subject.name} on {subject.target} cannot run with {' and '.join(wanted)}")
-    return subject.alter(system)
+    try:
+        return subject.alter(system)
+    except NoNoise:
+        if not otherwise:
+            raise
+        return subject.predictor
 
 
 def _attempt(work: Callable[[], T], number: int) -> T | Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,21 @@ from seatrial.bench.plan import Subject as SweptSubject
 from seatrial.catalogue import entries, find, load, make
 from seatrial.core.cell import digest, question
 from seatrial.core.graph import Graph
-from seatrial.core.noise import System
 from seatrial.core.predictor import Predictor
 from seatrial.core.target import Artefact, Target, Timing
 from seatrial.deploy.input_adapter import foreign_artefact
 from seatrial.deploy.machine import weight_bits_cap
 from seatrial.deploy.stopwatch import Stopwatch
 from seatrial.deploy.stopwatch import Subject as Timed
-from seatrial.deploy.torch_target import TorchPredictor
-from seatrial.errors import BadInput, NotApplicable, missing_extra
+from seatrial.errors import BadInput, missing_extra
+from seatrial.jobs.altered import Altered, Graphs, Planned
 from seatrial.jobs.quantized import Quantized, quantize_graph
 from seatrial.jobs.settings import Settings
 from seatrial.models.artefact import ArtefactModel
 
 SIMULATION = "torch"
+PLAIN_INTEGERS = "w8a8"
+"""The bits of a recipe that a float variant takes as its own integers."""
 _AUTO = ("onnxruntime", "openvino")
 
 
@@ -32,7 +33,8 @@ _AUTO = ("onnxruntime", "openvino")
 class Variant:
     """One variant on one target as files.
 
-    `surrogate` is the `.pt2` that gives gradients for it, `parent` that of the float network it was made from.
+    `surrogate` is the `.pt2` that gives gradients for it, `parent` that of the float network it was made from;
+    `planned` the recipe that makes integers of that network on this target.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Variant:
     artefact: Artefact
     surrogate: Artefact | None = None
     parent: Artefact | None = None
+    planned: Planned | None = None
 
     @property
     def label(self) -> str:
@@ -51,7 +54,13 @@ class Variant:
         """The hash of the files, target and settings that its answers depend on."""
         parts = [file.read_bytes() for file in self.artefact.files]
         given = [part.path.read_bytes() if part is not None else b"" for part in (self.surrogate, self.parent)]
-        return digest(self.target, question(settings=dict(self.artefact.settings)), *parts, *given)
+        plan = () if self.planned is None else self.planned.content
+        return digest(self.target, question(settings=dict(self.artefact.settings)), *parts, *given, *plan)
+
+    @property
+    def source(self) -> Artefact | None:
+        """The `.pt2` of the float network, None for a file that seatrial did not write."""
+        return self.parent or self.surrogate
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class OpenVariants:
     variants: tuple[Variant, ...]
     threads: int
     _graphs: dict[Path, Predictor] = field(default_factory=dict, compare=False, repr=False)
+    _edited: Graphs = field(default_factory=Graphs, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[type[OpenVariants], tuple[tuple[Variant, ...], int]]:
         return OpenVariants, (self.variants, self.threads)
@@ -78,7 +88,17 @@ class OpenVariants:
             else:
                 predictor = make("target", variant.target).open(variant.artefact, threads=self.threads)
             surrogate = None if variant.surrogate is None else self._graph(variant.surrogate)
-            alter = _Altered(variant, predictor, self.threads)
+            alter = Altered(
+                variant.name,
+                variant.target,
+                variant.artefact,
+                variant.source,
+                variant.planned,
+                variant.digest,
+                predictor,
+                self._edited,
+                self.threads,
+            )
             parent = None if variant.parent is None else self._graph(variant.parent)
             subjects.append(
                 SweptSubject(variant.name, variant.target, predictor, variant.digest, surrogate, alter, parent)
@@ -89,27 +109,6 @@ class OpenVariants:
         if artefact.path not in self._graphs:
             self._graphs[artefact.path] = make("target", SIMULATION).open(artefact, threads=self.threads)
         return self._graphs[artefact.path]
-
-
-@dataclass(frozen=True)
-class _Altered:
-    """Gives the predictor of a variant under another arithmetic, where its target has one."""
-
-    variant: Variant
-    predictor: Predictor
-    threads: int
-
-    def __call__(self, system: System) -> Predictor:
-        artefact, wanted = self.variant.artefact, system.arithmetic
-        if isinstance(self.predictor, TorchPredictor):
-            return TorchPredictor(replace(self.predictor.inner, arithmetic=wanted), self.threads)
-        target = make("target", self.variant.target)
-        if self.variant.target == "openvino" and wanted == "bf16" and artefact.settings.get("hint") == "f32":
-            if "bf16" not in target.precisions:
-                raise NotApplicable("this CPU does not execute bf16")
-            narrowed = replace(artefact, settings={**artefact.settings, "hint": "bf16"})
-            return target.open(narrowed, threads=self.threads)
-        raise NotApplicable(f"{self.variant.target} has no {wanted} arithmetic for this file")
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,23 +152,25 @@ def build(
     bits = settings.bits
     folder.mkdir(parents=True, exist_ok=True)
     whole = simulation.compile(graph, folder / "float-torch", bits="float32")
+    quantized.recipe.save(folder / f"recipe-{bits}-{target.name}")
+    planned = Planned(folder / f"recipe-{bits}-{target.name}", whole, target.name, bits)
+    plain = planned if bits == PLAIN_INTEGERS else None
     rounded = simulation.compile(target.simulated(quantized.graph), folder / f"{bits}-{target.name}-torch", bits=bits)
-    variants = [Variant("float", SIMULATION, whole, whole)]
+    variants = [Variant("float", SIMULATION, whole, whole, planned=plain)]
     if target.name != SIMULATION:
         if floats:
             float_file = target.compile(graph, folder / f"float-{target.name}", bits="float32")
-            variants.append(Variant("float", target.name, float_file, whole))
+            variants.append(Variant("float", target.name, float_file, whole, planned=plain))
             for kind in target.precisions:
                 if kind != "float32":
                     narrow = target.compile(graph, folder / f"{kind}-{target.name}", bits=kind)
                     variants.append(Variant(kind, target.name, narrow, whole))
-        variants.append(Variant(bits, SIMULATION, rounded, rounded, whole))
+        variants.append(Variant(bits, SIMULATION, rounded, rounded, whole, planned))
         deployed = target.compile(quantized.graph, folder / f"{bits}-{target.name}", bits=bits)
-        variants.append(Variant(bits, target.name, deployed, rounded, whole))
+        variants.append(Variant(bits, target.name, deployed, rounded, whole, planned))
     else:
-        variants.append(Variant(bits, SIMULATION, rounded, rounded, whole))
+        variants.append(Variant(bits, SIMULATION, rounded, rounded, whole, planned))
         warnings.append("the target torch simulates integers in float32: its latency is not that of integer kernels")
-    quantized.recipe.save(folder / f"recipe-{bits}-{target.name}")
     return Built(target.name, tuple(variants), {}, quantized, tuple(warnings))
 
 
