@@ -34,7 +34,9 @@ def objective_gradient(
     where the predictor gives no gradient.
     """
     if "gradients" not in predictor.gives:
-        raise NotApplicable("the predictor gives no gradients")
+        raise NotApplicable(
+            "the predictor gives no gradients; square, which needs scores, and hopskipjump, by labels, would work"
+        )
     with torch.enable_grad():
         point = inputs.detach().requires_grad_()
         logits = predictor(point)

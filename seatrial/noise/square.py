@@ -65,7 +65,9 @@ class Square(Attack):
     ) -> Perturbation:
         """Return per sample the first point that is misclassified, else the one with the smallest margin."""
         if "logits" not in predictor.gives:
-            raise NotApplicable("the predictor gives labels only, and the Square attack compares scores")
+            raise NotApplicable(
+                "the predictor gives labels only, and the Square attack compares scores; hopskipjump would work"
+            )
         inputs = inputs.detach()
         ball = ball_around(self.norm, inputs, budget(self.norm, self.epsilon, inputs.shape[1:]))
         found, spent = inputs.clone(), np.ones(len(inputs), dtype=np.int64)
