@@ -80,17 +80,27 @@ def _leading(shape: tuple[int, ...] | None) -> int | None:
 
 def _follow(node: fx.Node, now: dict[str, Any], old: dict[str, Any]) -> bool:
     """Give each upsampling of constant size that `node` joins the new size of what it is joined with."""
-    joined = node.all_input_nodes
-    constant = [other for other in joined if op_name(other) in _UPSAMPLING and _constant(other)]
-    anchors = [other for other in joined if other not in constant and now[other.name] and len(now[other.name]) == 4]
+    joined = [other for other in node.all_input_nodes if old[other.name] and len(old[other.name]) == 4]
+    enlarged = {other: _enlarging(other, old) for other in joined}
     moved = False
-    for one in constant:
-        for anchor in anchors:
-            if old[one.name][-2:] == old[anchor.name][-2:] and now[one.name][-2:] != now[anchor.name][-2:]:
-                one.args = (one.args[0], list(now[anchor.name][-2:]), *one.args[2:])
+    for other, one in enlarged.items():
+        for anchor in [rest for rest in joined if enlarged[rest] is None]:
+            side, wanted = now[other.name][-2:], now[anchor.name][-2:]
+            if one is not None and old[other.name][-2:] == old[anchor.name][-2:] and side != wanted:
+                one.args = (one.args[0], list(wanted), *one.args[2:])
                 moved = True
                 break
     return moved
+
+
+def _enlarging(node: fx.Node, old: dict[str, Any]) -> fx.Node | None:
+    """Return the upsampling of constant size that gave a tensor its height and width, behind what keeps them."""
+    while not (op_name(node) in _UPSAMPLING and _constant(node)):
+        reads = [other for other in node.all_input_nodes if other.op != "get_attr"]
+        if len(reads) != 1 or not old[reads[0].name] or old[reads[0].name][-2:] != old[node.name][-2:]:
+            return None
+        node = reads[0]
+    return node
 
 
 def _constant(node: fx.Node) -> bool:
