@@ -1,9 +1,10 @@
-"""FGSM, PGD and Square against torchattacks 3.5.1 and foolbox 3.3.4: time, and the accuracy that is left.
+"""FGSM, PGD, MIM and Square against torchattacks 3.5.1 and foolbox 3.3.4: time, and the accuracy that is left.
 
 The peers are installed on demand, without their dependencies (torchattacks wants a requests of 2021), into a folder of
 their own; `--peers` keeps it. Ours and a peer alternate in one process, so that the neighbors of a shared machine
-slow both, and the clock counts processor time, which they disturb least. Exits with 1 where PGD or FGSM leave another
-accuracy than a peer, beyond twice the sampling error.
+slow both, and the clock counts processor time, which they disturb least. Exits with 1 where FGSM, PGD or MIM leave
+another accuracy than a peer, beyond twice the sampling error. In L2 both start from the picture: random starts of
+torchattacks have a uniform radius, ours are uniform in the ball, so nearly all at its surface, as foolbox's.
 
     python benchmarks/attacks.py [--peers FOLDER] [--pairs 5] [--threads 1]
 """
@@ -33,6 +34,7 @@ from seatrial.core.chance import generator
 from seatrial.core.noise import Attack
 from seatrial.core.predictor import Gift, Inputs, Predictor
 from seatrial.noise.fgsm import FGSM
+from seatrial.noise.mim import MIM
 from seatrial.noise.pgd import PGD
 from seatrial.noise.square import Square
 
@@ -44,6 +46,9 @@ PEERS = [
     "gitdb==4.0.12",
     "smmap==5.0.2",
 ]
+
+_L2_RADII = 24.0
+"""L2 budgets, in L-inf ones: about as strong on pictures of 32 pixels."""
 
 
 class Eager(Predictor):
@@ -160,7 +165,11 @@ def duels(subject: Subject, pairs: int, queries: int) -> list[Duel]:
     wrapped = foolbox.PyTorchModel(module, bounds=(0, 1), device="cpu")
     ta_fgsm = torchattacks.FGSM(module, eps=epsilon)
     ta_pgd = torchattacks.PGD(module, eps=epsilon, alpha=3 / 40 * epsilon, steps=20)
+    ta_mim = torchattacks.MIFGSM(module, eps=epsilon, alpha=3 / 40 * epsilon, steps=20, decay=1.0)
     ta_square = torchattacks.Square(module, eps=subject.square_epsilon, n_queries=queries)
+    wide = _L2_RADII * epsilon
+    ta_pgd_l2 = torchattacks.PGDL2(module, eps=wide, alpha=3 / 40 * wide, steps=20, random_start=False)
+    ta_square_l2 = torchattacks.Square(module, norm="L2", eps=_L2_RADII * subject.square_epsilon, n_queries=queries)
     fb_fgsm = foolbox.attacks.LinfFastGradientAttack()
     fb_pgd = foolbox.attacks.LinfPGD(rel_stepsize=3 / 40, steps=20)
     pgd, early = PGD(epsilon=epsilon), PGD(epsilon=epsilon, stop_early=True)
@@ -170,13 +179,18 @@ def duels(subject: Subject, pairs: int, queries: int) -> list[Duel]:
 
     # torchattacks asks once for the clean pictures, once for the stripes and once for the result.
     square = Square(epsilon=subject.square_epsilon, queries=queries + 2)
+    square_l2 = Square(epsilon=_L2_RADII * subject.square_epsilon, norm="l2", queries=queries + 2)
+    pgd_l2, mim = PGD(epsilon=wide, norm="l2", random_start=False), MIM(epsilon=epsilon, random_start=False)
     plan: list[tuple[str, str, Attack, Callable[[], Tensor]]] = [
         ("FGSM", "torchattacks", FGSM(epsilon=epsilon), lambda: ta_fgsm(inputs, labels)),
         ("FGSM", "foolbox", FGSM(epsilon=epsilon), run_foolbox(fb_fgsm)),
         ("PGD-20", "torchattacks", pgd, lambda: ta_pgd(inputs, labels)),
         ("PGD-20", "foolbox", pgd, run_foolbox(fb_pgd)),
         ("PGD-20, stop_early", "torchattacks", early, lambda: ta_pgd(inputs, labels)),
+        ("PGD-20 in L2", "torchattacks", pgd_l2, lambda: ta_pgd_l2(inputs, labels)),
+        ("MIM-20", "torchattacks", mim, lambda: ta_mim(inputs, labels)),
         (f"Square-{queries}", "torchattacks", square, lambda: ta_square(inputs, labels)),
+        (f"Square-{queries} in L2", "torchattacks", square_l2, lambda: ta_square_l2(inputs, labels)),
     ]
     return [duel(name, peer, subject, ours, theirs, pairs) for name, peer, ours, theirs in plan]
 
