@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from test_report_page import ATTACKS, Page, closed
 from test_report_robustness_sample import NO_POOL, sample_pictures, sample_robustness
 
-from seatrial.report.epsilon_curves import epsilon_order, epsilon_places, epsilon_size
+from seatrial.core.noise import epsilon_size
+from seatrial.report.epsilon_curves import epsilon_places
 from seatrial.report.heat_map import HeatGroup, heat_tables
 from seatrial.report.robustness_figures import variant_of, whose
 from seatrial.report.robustness_page import render_robustness
 from seatrial.report.robustness_system import GRID
+from seatrial.report.severity_chart import order
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -236,7 +238,7 @@ def test_epsilons_are_read(text: str, size: float | None) -> None:
 
 @given(st.permutations(["0.5/255", "1/255", "2/255", "8/255", "16/255", "word"]))
 def test_epsilons_stand_in_order_of_size(texts: list[str]) -> None:
-    assert sorted(texts, key=epsilon_order) == ["0.5/255", "1/255", "2/255", "8/255", "16/255", "word"]
+    assert sorted(texts, key=order) == ["0.5/255", "1/255", "2/255", "8/255", "16/255", "word"]
 
 
 def test_epsilons_stand_by_their_logarithm() -> None:

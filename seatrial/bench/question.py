@@ -105,5 +105,5 @@ def _plain(value: Any, where: str) -> Any:
         case set() | frozenset():
             return sorted(_plain(item, where) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return options(value)
+        return {"class": type(value).__name__, **options(value)}
     raise TypeError(f"option {where} is a {type(value).__name__}; options that decide answers must be plain data")

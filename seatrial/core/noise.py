@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,20 @@ class NoiseSpec:
     option: str | None = None
     norm: str | None = None
     severity: int | str | None = None
+
+
+STATED = "@224"
+"""Ends an epsilon that is stated for 3x224x224 pictures."""
+
+
+def epsilon_size(text: object) -> float | None:
+    """Return an epsilon as a number: `0.5/255`, `8`, `400@224` (as stated, not scaled); None for anything else."""
+    above, _, below = str(text).removesuffix(STATED).partition("/")
+    try:
+        size = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return size if math.isfinite(size) else None
 
 
 class Corruption(ABC):

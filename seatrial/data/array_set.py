@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from seatrial.core.sample import Sample
-from seatrial.data.image_set import digest_of
+from seatrial.data.entry_set import digest_of
 from seatrial.errors import BadInput
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import pairwise
-from typing import Self, final
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 from jaxtyping import Int64
@@ -16,7 +14,8 @@ from PIL import Image
 from seatrial.core.sample import Sample
 from seatrial.data.bad_sample import BadSample
 from seatrial.data.decode import image_size_px
-from seatrial.data.image_set import Content, digest_of
+from seatrial.data.entry_set import EntrySet
+from seatrial.data.image_set import Content
 from seatrial.data.marks import Marks
 
 
@@ -33,7 +32,7 @@ class MarkedEntry:
 
 @final
 @dataclass(frozen=True, eq=False)
-class DetectionSet:
+class DetectionSet(EntrySet[MarkedEntry]):
     """Annotated image files in order of id (the path below the root, with forward slashes), read lazily.
 
     Samples carry `Objects`, with masks where `masks`, and the label 0. `class_names[label]` names a label;
@@ -41,42 +40,20 @@ class DetectionSet:
     found; `notes` what else was left out or assumed.
     """
 
-    name: str
-    entries: tuple[MarkedEntry, ...]
     class_names: tuple[str, ...]
     label_rule: str
     masks: bool = False
     bad: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        assert all(a < b for a, b in pairwise(self.ids)), "entries must be in order of unique ids"
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The samples' ids, in order."""
-        return self._ids
-
-    @cached_property
-    def _ids(self) -> tuple[str, ...]:
-        return tuple(entry.id for entry in self.entries)
-
     @property
     def labels(self) -> Sequence[int]:
         """Zeros: a picture with objects is of no class."""
         return (0,) * len(self.entries)
 
-    @property
-    def digest(self) -> str:
-        """BLAKE2b over ids, objects and contents (reads every file once); an unreadable file counts as no bytes."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        return digest_of((entry.id, int(self.masks), _bytes_or_none(entry)) for entry in self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
+    def contents(self) -> Iterable[tuple[str, int, bytes | None]]:
+        """Return ids, objects and the bytes of files."""
+        return ((entry.id, int(self.masks), _bytes_or_none(entry)) for entry in self.entries)
 
     def __getitem__(self, index: int) -> Sample:
         """Return one sample; raises BadSample where its file cannot be read or does not fit its annotation."""
@@ -84,18 +61,6 @@ class DetectionSet:
         encoded = entry.content.read()
         objects = entry.marks.objects(entry.classes, upright_size_px(encoded), masks=self.masks)
         return Sample(entry.id, 0, encoded=encoded, target=objects)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
-    def subset(self, indices: Iterable[int]) -> Self:
-        """Return the samples at these positions, in order of id."""
-        return replace(self, entries=tuple(self.entries[index] for index in sorted(set(indices))))
-
-    def without(self, ids: Iterable[str]) -> Self:
-        """Return the samples whose ids are not among `ids`."""
-        unwanted = frozenset(ids)
-        return replace(self, entries=tuple(entry for entry in self.entries if entry.id not in unwanted))
 
 
 def upright_size_px(encoded: bytes) -> tuple[int, int]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Self
 
 from seatrial.core.sample import Sample
 from seatrial.data.bad_sample import BadSample
+from seatrial.data.entry_set import EntrySet
 
 MAX_FILE_BYTES = 64 * 2**20
 """Image files and tar members above this are refused."""
@@ -86,31 +84,17 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(EntrySet[Entry]):
     """Labelled image files in order of id (the path below the root, with forward slashes), read lazily.
 
     `class_names[label]` names a label; `label_rule` says how folder names or names in a table became labels; `bad`
     lists (id, reason) of samples that could not even be found; `notes` what else was left out or assumed.
     """
 
-    name: str
-    entries: tuple[Entry, ...]
     class_names: tuple[str, ...]
     label_rule: str
     bad: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        assert all(a < b for a, b in pairwise(self.ids)), "entries must be in order of unique ids"
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The samples' ids, in order."""
-        return self._ids
-
-    @cached_property
-    def _ids(self) -> tuple[str, ...]:
-        return tuple(entry.id for entry in self.entries)
 
     @property
     def labels(self) -> Sequence[int]:
@@ -121,48 +105,17 @@ class ImageSet:
     def _labels(self) -> tuple[int, ...]:
         return tuple(entry.label for entry in self.entries)
 
-    @property
-    def digest(self) -> str:
-        """BLAKE2b over ids, labels and contents (reads every file once); an unreadable file counts as no bytes."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        return digest_of((entry.id, entry.label, _bytes_or_none(entry.content)) for entry in self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
+    def contents(self) -> Iterable[tuple[str, int, bytes | None]]:
+        """Return ids, labels and the bytes of files."""
+        return ((entry.id, entry.label, bytes_or_none(entry.content)) for entry in self.entries)
 
     def __getitem__(self, index: int) -> Sample:
         entry = self.entries[index]
         return Sample(entry.id, entry.label, encoded=entry.content.read())
 
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
 
-    def subset(self, indices: Iterable[int]) -> Self:
-        """Return the samples at these positions, in order of id."""
-        return replace(self, entries=tuple(self.entries[index] for index in sorted(set(indices))))
-
-    def without(self, ids: Iterable[str]) -> Self:
-        """Return the samples whose ids are not among `ids`."""
-        unwanted = frozenset(ids)
-        return replace(self, entries=tuple(entry for entry in self.entries if entry.id not in unwanted))
-
-
-def digest_of(samples: Iterable[tuple[str, int, bytes | None]]) -> str:
-    """Return the BLAKE2b digest of (id, label, content) triples; None for a content that cannot be read."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, label, content in samples:
-        # Lengths in front, so that no two different lists give the same bytes.
-        size = -1 if content is None else len(content)
-        encoded = name.encode()
-        digest.update(f"{len(encoded)} {label} {size}\n".encode() + encoded)
-        digest.update(content or b"")
-    return digest.hexdigest()
-
-
-def _bytes_or_none(content: Content) -> bytes | None:
+def bytes_or_none(content: Content) -> bytes | None:
+    """Return the bytes of a content, None where it cannot be read."""
     try:
         return content.read()
     except BadSample:

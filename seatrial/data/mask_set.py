@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Self, final
+from typing import final
 
 import numpy as np
 from jaxtyping import Int64
@@ -20,7 +18,8 @@ from seatrial.core.truth import IGNORED, ClassMap
 from seatrial.data.bad_sample import BadSample
 from seatrial.data.decode import image_size_px
 from seatrial.data.detection_set import upright_size_px
-from seatrial.data.image_set import Content, digest_of
+from seatrial.data.entry_set import EntrySet
+from seatrial.data.image_set import Content, bytes_or_none
 from seatrial.data.listing import printable_id
 from seatrial.data.picture_folder import is_picture, listing_of, one_part
 from seatrial.errors import BadInput
@@ -42,50 +41,28 @@ class MaskedEntry:
 
 @final
 @dataclass(frozen=True, eq=False)
-class MaskSet:
+class MaskSet(EntrySet[MaskedEntry]):
     """Image files in order of id (the path below the root, with forward slashes) with maps of classes, read lazily.
 
     Samples carry a `ClassMap` and the label 0. `n_classes` bounds the classes of the maps, None where the network is
     left to do so; `bad` lists (id, reason) of pictures without a map and maps without a picture.
     """
 
-    name: str
-    entries: tuple[MaskedEntry, ...]
     class_names: tuple[str, ...] = ()
     n_classes: int | None = None
     label_rule: str = "integers"
     bad: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        assert all(a < b for a, b in pairwise(self.ids)), "entries must be in order of unique ids"
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The samples' ids, in order."""
-        return self._ids
-
-    @cached_property
-    def _ids(self) -> tuple[str, ...]:
-        return tuple(entry.id for entry in self.entries)
-
     @property
     def labels(self) -> Sequence[int]:
         """Zeros: a picture with a map is of no class."""
         return (0,) * len(self.entries)
 
-    @property
-    def digest(self) -> str:
-        """BLAKE2b over ids and contents of pictures and maps; what cannot be read counts as no bytes."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        contents = ((entry.id, content) for entry in self.entries for content in (entry.content, entry.map_content))
-        return digest_of((name, 0, _bytes_or_none(content)) for name, content in contents)
-
-    def __len__(self) -> int:
-        return len(self.entries)
+    def contents(self) -> Iterable[tuple[str, int, bytes | None]]:
+        """Return ids and the bytes of pictures and maps."""
+        files = ((entry.id, content) for entry in self.entries for content in (entry.content, entry.map_content))
+        return ((name, 0, bytes_or_none(content)) for name, content in files)
 
     def __getitem__(self, index: int) -> Sample:
         """Return one sample; raises BadSample where a file cannot be read or the two do not fit."""
@@ -101,18 +78,6 @@ class MaskSet:
         if outside.size:
             raise BadSample(f"class {outside[0]} in the mask, the classes are 0 to {top - 1} and {IGNORED} (ignored)")
         return Sample(entry.id, 0, encoded=encoded, target=ClassMap(classes))
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
-    def subset(self, indices: Iterable[int]) -> Self:
-        """Return the samples at these positions, in order of id."""
-        return replace(self, entries=tuple(self.entries[index] for index in sorted(set(indices))))
-
-    def without(self, ids: Iterable[str]) -> Self:
-        """Return the samples whose ids are not among `ids`."""
-        unwanted = frozenset(ids)
-        return replace(self, entries=tuple(entry for entry in self.entries if entry.id not in unwanted))
 
 
 def open_masks(
@@ -185,10 +150,3 @@ def _sorted_out(files: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
         first = next(iter(doubled.values()))
         raise BadInput(f"{first[0]} and {first[1]}", "a name for each picture", "remove one of the two")
     return found
-
-
-def _bytes_or_none(content: Content) -> bytes | None:
-    try:
-        return content.read()
-    except BadSample:
-        return None

@@ -15,7 +15,8 @@ from typing import Any, Self, final
 from seatrial.core.sample import Sample
 from seatrial.core.truth import Choices, Tokens
 from seatrial.data.bad_sample import BadSample
-from seatrial.data.image_set import FileContent, digest_of
+from seatrial.data.entry_set import digest_of
+from seatrial.data.image_set import FileContent
 from seatrial.errors import BadInput
 
 Encode = Callable[[str], Sequence[int]]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
-from seatrial.core.pipeline import Pipeline
 from seatrial.core.target import Artefact
-from seatrial.core.task import LabelMap
 from seatrial.jobs.result import write_text
+from seatrial.jobs.subject import Subject
 
 _SCRIPT = '''"""Classify pictures with {name}; needs {package}, numpy and pillow: python run.py PICTURE ..."""
 import json, pathlib, sys
@@ -42,17 +40,13 @@ def write_deployable(
     folder: Path,
     artefact: Artefact,
     target: str,
-    pipeline: Pipeline,
-    labels: LabelMap,
-    name: str,
-    *,
-    class_names: Sequence[str],
-    n_outputs: int,
+    subject: Subject,
 ) -> list[Path]:
     """Copy an artefact with preprocessing, labels and a script under `folder`; returns the files.
 
     Labels are the model's class names, else those of the data it was tried on, else numbers.
     """
+    pipeline, labels = subject.pipeline, subject.task.labels
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for source in artefact.files:
@@ -71,7 +65,8 @@ def write_deployable(
         "note": "pixels / 255, RGB, NCHW float32; normalization is inside the model",
     }
     write_text(folder / "preprocessing.json", json.dumps(config, indent=1) + "\n")
-    names = labels.names or tuple(class_names) or tuple(str(i) for i in range(n_outputs - labels.background))
+    numbers = range((subject.model.n_outputs or 0) - labels.background)
+    names = labels.names or tuple(subject.evaluation.class_names) or tuple(str(number) for number in numbers)
     write_text(folder / "labels.txt", "\n".join(names) + "\n")
     openvino = target == "openvino"
     hint = artefact.settings.get("hint", "f32")
@@ -86,6 +81,8 @@ def write_deployable(
         else ("session.run(None, {session.get_inputs()[0].name: pixels.transpose(2, 0, 1)[None]})")
     )
     package = "openvino" if openvino else "onnxruntime"
-    script = _SCRIPT.format(name=name, package=package, imports=f"import {package}", session=session, run=run)
+    script = _SCRIPT.format(
+        name=subject.model.name, package=package, imports=f"import {package}", session=session, run=run
+    )
     write_text(folder / "run.py", script)
     return [*files, folder / "preprocessing.json", folder / "labels.txt", folder / "run.py"]

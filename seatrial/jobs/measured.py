@@ -68,7 +68,7 @@ def variant_data(
     records = clean.records(variant.label)
     simulated = clean.records(f"{variant.name}@{SIMULATION}")
     value = None if records is None else top1(records) if metric is None else metric(records.to_pandas())
-    rows = [_cell(variant, model, noisy, spec, metric) for spec in specs]
+    rows = [noise_cell(variant, model, noisy, spec, metric) for spec in specs]
     return {
         "name": variant.name,
         "target": variant.target,
@@ -88,7 +88,10 @@ def variant_data(
     }
 
 
-def _cell(variant: Variant, model: str, noisy: Cells, spec: NoiseSpec, metric: Metric | None) -> dict[str, Any]:
+def noise_cell(
+    variant: Variant, model: str, noisy: Cells, spec: NoiseSpec, metric: Metric | None = None
+) -> dict[str, Any]:
+    """Return one noise cell of the JSON; figures that do not exist are None."""
     entry = noisy.found.get((variant.label, spec))
     records = noisy.records(variant.label, spec)
     clean = noisy.records(variant.label)

@@ -86,7 +86,7 @@ def qat(
     before, after = rows["float", SIMULATION], rows[str(wanted), name]
     files = list(variants[-1].artefact.files)
     if name != SIMULATION:
-        files = _deployable(trainee, variants[-1], name, folder)
+        files = write_deployable(folder, variants[-1].artefact, name, trainee.subject)
     files += [file for file in variants[1].artefact.files if file not in files]
     subject = trainee.subject
     result = {
@@ -158,17 +158,3 @@ def _variants(graph: Graph, rounded: Graph, target: Target, folder: Path, bits: 
         deployed = target.compile(rounded, models / f"{bits}-{target.name}", bits=bits)
         variants.append(Variant(bits, target.name, deployed, seen, whole))
     return variants
-
-
-def _deployable(trainee: Trainee, variant: Variant, target: str, folder: Path) -> list[Path]:
-    subject = trainee.subject
-    return write_deployable(
-        folder,
-        variant.artefact,
-        target,
-        subject.pipeline,
-        subject.task.labels,
-        subject.model.name,
-        class_names=subject.evaluation.class_names,
-        n_outputs=trainee.outputs,
-    )

@@ -74,16 +74,7 @@ def quantize(
     row = variant_data(variant, subject.model.name, clean, clean, (), timings.get(variant.label), metric, reference)
     files = list(variant.artefact.files)
     if name != SIMULATION:
-        files = write_deployable(
-            folder,
-            variant.artefact,
-            name,
-            subject.pipeline,
-            subject.task.labels,
-            subject.model.name,
-            class_names=subject.evaluation.class_names,
-            n_outputs=subject.model.n_outputs or 0,
-        )
+        files = write_deployable(folder, variant.artefact, name, subject)
     result = {
         "model": {"name": subject.model.name, "source": subject.model.source, "digest": subject.model.digest},
         "machine": asdict(this_machine(settings.used_threads)),

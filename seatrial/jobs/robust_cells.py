@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from seatrial.core.noise import NoiseSpec
-from seatrial.jobs.measured import Cells
+from seatrial.jobs.measured import Cells, noise_cell
 from seatrial.jobs.variants import Variant
-from seatrial.metrics.accuracy import adversarial_robustness, robust_accuracy, top1
-from seatrial.metrics.intervals import bootstrap_mean_difference, paired_difference, wilson
+from seatrial.metrics.accuracy import adversarial_robustness, robust_accuracy
+from seatrial.metrics.intervals import bootstrap_mean_difference, paired_difference
 from seatrial.metrics.joining import column, joined
 
 _SYSTEM = ("difference", "difference_low", "difference_high", "churn", "kl", "picture_difference")
@@ -26,33 +26,8 @@ def cell_data(
     Differences, churn, divergence (nats) and picture difference (levels of 255) are means over the samples that both
     cells hold, against the reference pipeline, each with a paired 95 % interval.
     """
-    entry = answered.found.get((variant.label, spec))
     records, clean = answered.records(variant.label, spec), answered.records(variant.label)
-    value = low = high = None
-    if records is not None:
-        value = top1(records)
-        interval = wilson(int(column(records, "correct").sum()), len(records))
-        low, high = interval.low, interval.high
-    row: dict[str, Any] = {
-        "model": model,
-        "variant": variant.name,
-        "target": variant.target,
-        "family": spec.family,
-        "name": spec.name,
-        "option": spec.option,
-        "norm": spec.norm,
-        "severity": spec.severity,
-        "access": None if entry is None else entry.access,
-        "metric": "top1",
-        "value": value,
-        "low": low,
-        "high": high,
-        "n": 0 if records is None else len(records),
-        "status": "failed" if entry is None else entry.status,
-        "reason": "the cell is missing from the store" if entry is None else entry.reason,
-        "clean": None if clean is None else top1(clean),
-        **dict.fromkeys((*_SYSTEM, *_ATTACK)),
-    }
+    row = noise_cell(variant, model, answered, spec) | dict.fromkeys((*_SYSTEM, *_ATTACK))
     if records is not None and clean is not None:
         if spec.family == "system":
             row |= _moved(clean, records, rng)

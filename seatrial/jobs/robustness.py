@@ -148,22 +148,13 @@ def robustness(
         masked += found.masking
         warnings += found.warnings
         extras["pictures"] = extras["pictures"] or found.pictures
-    machine = asdict(this_machine(settings.used_threads))
+    first = opened[0]
+    samples = len(first.evaluation)
     result: dict[str, Any] = {
         "profile": profile,
-        "models": [
-            {"name": s.model.name, "source": s.model.source, "digest": s.model.digest, "labels": s.task.labels.rule}
-            for s in opened
-        ],
-        "data": {
-            "name": opened[0].evaluation.name,
-            "n": len(opened[0].evaluation),
-            "n_attacks": min(wanted.attack_samples or len(opened[0].evaluation), len(opened[0].evaluation)),
-            "classes": len(set(opened[0].evaluation.labels)),
-            "digest": opened[0].evaluation.digest,
-            "bad": [{"sample": name, "reason": why} for name, why in opened[0].bad],
-        },
-        "machine": {**machine, "instruction_sets": list(machine["instruction_sets"]), "gpus": list(machine["gpus"])},
+        "models": [subject.model_data for subject in opened],
+        "data": {**first.data_data, "n_attacks": min(wanted.attack_samples or samples, samples)},
+        "machine": asdict(this_machine(settings.used_threads)),
         "seed": settings.seed,
         "cells": cells,
         "summary": summary,
@@ -192,9 +183,12 @@ def _one(
 ) -> _Found:
     """Ask everything of one model and its variants."""
 
-    def ask(variants: tuple[Variant, ...], plan: Plan) -> None:
+    variants, warnings = _variants(subject, folder, settings, progress)
+    opener = OpenVariants(variants, settings.used_threads)
+
+    def ask(some: tuple[Variant, ...], plan: Plan) -> None:
         sweep(
-            OpenVariants(variants, settings.used_threads),
+            replace(opener, variants=some),  # which keeps the graphs that were read
             plan,
             store,
             jobs=settings.jobs,
@@ -203,7 +197,6 @@ def _one(
             progress=progress,
         )
 
-    variants, warnings = _variants(subject, folder, settings, progress)
     base = clean_plan(subject, settings)
     natural = noisy_plan(base, tuple(parse_noise(text) for text in (*wanted.corruptions, *wanted.system)), None)
     hostile = noisy_plan(base, tuple(parse_noise(text) for text in wanted.attacks), wanted.attack_samples)
@@ -241,7 +234,7 @@ def _one(
         head = {"model": subject.model.name, "variant": variant.name, "target": variant.target}
         summary.append({**head, **summarize(tables, chain=[(s, t) for s, t in links if t is not None], rng=rng)})
         masking += [{**head, **finding} for finding in masking_findings(tables)]
-    pictures = _pictures(plans, variants, settings)
+    pictures = _pictures(plans, opener)
     return _Found(cells, summary, masking, [*subject.warnings, *warnings], pictures)
 
 
@@ -255,6 +248,7 @@ def _variants(
         built = build_artefact(subject.model, runtime)
         return built.variants, list(built.warnings)
     graph = fold_batch_norm(subject.model.graph)
+    batches = [] if settings.bits == "float" else subject.calibration_batches()
     found: dict[str, Variant] = {}
     warnings: list[str] = []
     for name in names:
@@ -264,7 +258,7 @@ def _variants(
         if settings.bits == "float":
             built = float_only(graph, target, folder)
         else:
-            built = build(graph, target, subject.calibration_batches(), folder, settings)
+            built = build(graph, target, batches, folder, settings)
         for variant in built.variants:
             found.setdefault(variant.label, variant)
         warnings += built.warnings
@@ -288,11 +282,11 @@ def _chain(variant: Variant, answered: Cells, base: Plan) -> Plan:
     return replace(base, noises=tuple(parse_noise(text) for text in steps)) if len(steps) > 1 else base
 
 
-def _pictures(plans: Sequence[Plan], variants: Sequence[Variant], settings: Settings) -> list[dict[str, Any]]:
-    """Return what each noise does to the first sample of the largest plan."""
-    subjects = OpenVariants(tuple(variants), settings.used_threads)()
+def _pictures(plans: Sequence[Plan], opener: OpenVariants) -> list[dict[str, Any]]:
+    """Return what each noise does to the first sample of the largest plan, and what the first variant answers."""
+    subjects = replace(opener, variants=opener.variants[:1])()
     try:
-        shown = [row for plan in plans for row in example_pictures(plan, subjects[:1])]
+        shown = [row for plan in plans for row in example_pictures(plan, subjects)]
     finally:
         for subject in subjects:
             subject.close()

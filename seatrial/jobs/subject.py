@@ -48,6 +48,25 @@ class Subject:
             raise BadInput("no calibration data", "samples to calibrate on", "pass --calibration")
         return load_batches(self.calibration, self.pipeline)
 
+    @property
+    def model_data(self) -> dict[str, Any]:
+        """The model as the JSON of a trial names it."""
+        model = self.model
+        labels = self.task.labels.rule
+        return {"name": model.name, "source": model.source, "digest": model.digest, "labels": labels}
+
+    @property
+    def data_data(self) -> dict[str, Any]:
+        """The data as the JSON of a trial names them."""
+        return {
+            "name": self.evaluation.name,
+            "n": len(self.evaluation),
+            "classes": len(set(self.evaluation.labels)),
+            "label_rule": self.evaluation.label_rule,
+            "digest": self.evaluation.digest,
+            "bad": [{"sample": name, "reason": why} for name, why in self.bad],
+        }
+
 
 def load_batches(samples: Samples, pipeline: Pipeline, size: int = _BATCH) -> list[Tensor]:
     """Return all samples as batches, in order."""

@@ -105,29 +105,16 @@ def trial(
         for v in built.variants
     ]
     warnings += _explained(subject, graph, built, shown)
-    machine = asdict(this_machine(settings.used_threads))
     result: dict[str, Any] = {
-        "model": {
-            "name": subject.model.name,
-            "source": subject.model.source,
-            "digest": subject.model.digest,
-            "labels": subject.task.labels.rule,
-        },
-        "data": {
-            "name": subject.evaluation.name,
-            "n": len(subject.evaluation),
-            "classes": len(set(subject.evaluation.labels)),
-            "label_rule": subject.evaluation.label_rule,
-            "digest": subject.evaluation.digest,
-            "bad": [{"sample": name, "reason": why} for name, why in subject.bad],
-        },
+        "model": subject.model_data,
+        "data": subject.data_data,
         "calibration": {
             "name": subject.calibration_note,
             "n": 0 if subject.calibration is None else len(subject.calibration),
             "seed": settings.seed,
             "digest": None if subject.calibration is None else subject.calibration.digest,
         },
-        "machine": {**machine, "instruction_sets": list(machine["instruction_sets"]), "gpus": list(machine["gpus"])},
+        "machine": asdict(this_machine(settings.used_threads)),
         "variants": shown,
         "warnings": warnings,
         "store": str(store.folder),
@@ -275,13 +262,4 @@ def _deploy(folder: Path, subject: Subject, built: Built) -> None:
     deployed = [v for v in built.variants if v.target != SIMULATION and v.artefact.format == "onnx"]
     if deployed:
         last = deployed[-1]
-        write_deployable(
-            folder / "deploy",
-            last.artefact,
-            last.target,
-            subject.pipeline,
-            subject.task.labels,
-            subject.model.name,
-            class_names=subject.evaluation.class_names,
-            n_outputs=subject.model.n_outputs or 0,
-        )
+        write_deployable(folder / "deploy", last.artefact, last.target, subject)

@@ -88,21 +88,20 @@ class OpenVariants:
             else:
                 predictor = make("target", variant.target).open(variant.artefact, threads=self.threads)
             surrogate = None if variant.surrogate is None else self._graph(variant.surrogate)
+            about = variant.digest  # reads every file of the variant
             alter = Altered(
                 variant.name,
                 variant.target,
                 variant.artefact,
                 variant.source,
                 variant.planned,
-                variant.digest,
+                about,
                 predictor,
                 self._edited,
                 self.threads,
             )
             parent = None if variant.parent is None else self._graph(variant.parent)
-            subjects.append(
-                SweptSubject(variant.name, variant.target, predictor, variant.digest, surrogate, alter, parent)
-            )
+            subjects.append(SweptSubject(variant.name, variant.target, predictor, about, surrogate, alter, parent))
         return subjects
 
     def _graph(self, artefact: Artefact) -> Predictor:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
-from seatrial.core.noise import NoiseSpec
+from seatrial.core.noise import STATED, NoiseSpec
 from seatrial.errors import BadInput
 from seatrial.metrics.accuracy import adversarial_robustness, top1, worst_case_robustness
 from seatrial.metrics.corruption_error import (
@@ -90,7 +90,7 @@ def summarize(
 
 def magnitude(spec: NoiseSpec) -> str:
     """Return `small`, `middle` or `large` for an epsilon of RobustMQ's, else the epsilon itself."""
-    stated = str(spec.severity).removesuffix("@224")
+    stated = str(spec.severity).removesuffix(STATED)
     known = _MAGNITUDES.get(str(spec.norm), ())
     return _NAMES[known.index(stated)] if stated in known else str(spec.severity)
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, final
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from seatrial.core.noise import Perturbation
 from seatrial.core.predictor import Predictor
-from seatrial.errors import BadInput, NotApplicable
+from seatrial.errors import BadInput
 from seatrial.noise.apgd_l1 import sparse_walk
 from seatrial.noise.apgd_walk import Walked, walk
 from seatrial.noise.ball import ball_around, budget, require_unit_box
 from seatrial.noise.gradient import objective_gradient
+from seatrial.noise.in_turn import in_turn
 from seatrial.noise.sphere import on_sphere
 
 
@@ -67,26 +68,13 @@ class AutoPgd:
         """
         epsilon = budget(self.norm, self.epsilon, inputs.shape[1:])
         require_unit_box(inputs)
-        if "gradients" not in predictor.gives:
-            raise NotApplicable("the predictor gives no gradients")
-        inputs = inputs.detach()
-        found, zeros = inputs.clone(), np.full(len(inputs), np.nan)
-        queries = np.ones(len(inputs), dtype=np.int64)
-        with torch.no_grad():
-            clean = predictor(inputs)
-        standing = (clean.argmax(1) == labels).nonzero()[:, 0]
-        for turn, objective in enumerate(objectives(clean)):
-            if not len(standing):
-                break
+
+        def up(objective: Objective, standing: Tensor) -> Walked:
             chosen = [rng[i] for i in standing.tolist()]
-            walked = self._walk(predictor, inputs[standing], labels[standing], objective, standing, epsilon, chosen)
-            found[standing] = walked.point
-            at = standing.cpu().numpy()
-            if turn == 0:
-                zeros[at] = walked.zero_gradient
-            queries[at] += walked.asked * self.draws
-            standing = standing[~walked.fallen]
-        return Perturbation(found, zeros, queries)
+            start = inputs.detach()[standing]
+            return self._walk(predictor, start, labels[standing], objective, standing, epsilon, chosen)
+
+        return in_turn(predictor, inputs, labels, lambda clean: [partial(up, goal) for goal in objectives(clean)])
 
     def _walk(
         self,
@@ -107,7 +95,9 @@ class AutoPgd:
             return gradient / self.draws, logits, value / self.draws
 
         if self.norm == "l1":
-            return sparse_walk(ask, inputs, labels, epsilon=epsilon, steps=self.steps, rng=rng)
-        ball = ball_around(self.norm, inputs, epsilon)
-        start = ball.project(on_sphere(inputs, self.norm, epsilon, rng))
-        return walk(ask, start, ball, labels, norm=self.norm, epsilon=epsilon, steps=self.steps, rho=self.rho)
+            walked = sparse_walk(ask, inputs, labels, epsilon=epsilon, steps=self.steps, rng=rng)
+        else:
+            ball = ball_around(self.norm, inputs, epsilon)
+            start = ball.project(on_sphere(inputs, self.norm, epsilon, rng))
+            walked = walk(ask, start, ball, labels, norm=self.norm, epsilon=epsilon, steps=self.steps, rho=self.rho)
+        return replace(walked, asked=walked.asked * self.draws)

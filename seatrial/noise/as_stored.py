@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from typing import final
 
@@ -26,11 +26,6 @@ class AsStored(Corruption):
     """
 
     corruption: Corruption
-    method: str = field(init=False)
-    """The class of the corruption, so that the options name it: two methods may have equal options of their own."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "method", type(self.corruption).__name__)
 
     def corrupt(
         self, picture: UInt8[np.ndarray, "height width 3"], *, rng: np.random.Generator

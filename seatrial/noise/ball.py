@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from seatrial.core.noise import STATED, epsilon_size
 from seatrial.errors import BadInput, unknown_name
 
 Norm = Literal["linf", "l2", "l1"]
@@ -32,15 +33,9 @@ def budget(norm: str, epsilon: float | str, shape: Sequence[int] | None = None) 
     if norm not in NORMS:
         raise unknown_name("norm", norm, NORMS)
     text = str(epsilon)
-    stated = text.removesuffix("@224")
-    try:
-        above, _, below = stated.partition("/")
-        value = float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError):
-        value = math.nan
-    wanted = "a number above 0, of pictures in [0, 1]"
-    if not 0 < value < math.inf:
-        raise BadInput(f"epsilon {epsilon!r}", wanted, 'write for example "2/255"')
+    stated, value = text.removesuffix(STATED), epsilon_size(text)
+    if value is None or value <= 0:
+        raise BadInput(f"epsilon {epsilon!r}", "a number above 0, of pictures in [0, 1]", 'write for example "2/255"')
     if norm == "linf":
         if value > 1:
             likely = (

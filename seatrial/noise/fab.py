@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor
 from seatrial.core.noise import Attack, Perturbation
 from seatrial.core.predictor import Gift, Predictor
 from seatrial.errors import BadInput, NotApplicable
+from seatrial.noise.apgd_walk import Walked
 from seatrial.noise.ball import ball_around, budget, sample_sum
 from seatrial.noise.fab_walk import boundary_walk
+from seatrial.noise.in_turn import in_turn
 from seatrial.noise.sphere import on_sphere
 
 
@@ -57,34 +60,21 @@ class Fab(Attack):
         """Return per sample a misclassified point within epsilon, else the input; `rng[i]` draws its later starts."""
         epsilon = budget(self.norm, self.epsilon, inputs.shape[1:])
         ball = ball_around(self.norm, inputs, epsilon)
-        if "gradients" not in predictor.gives:
-            raise NotApplicable("the predictor gives no gradients")
-        inputs = inputs.detach()
-        found, zeros = inputs.clone(), np.full(len(inputs), np.nan)
-        queries = np.ones(len(inputs), dtype=np.int64)
-        with torch.no_grad():
-            standing = (predictor(inputs).argmax(1) == labels).nonzero()[:, 0]
-        for turn in range(self.restarts):
-            if not len(standing):
-                break
-            own, start = labels[standing], inputs[standing]
+
+        def from_start(turn: int, standing: Tensor) -> Walked:
+            origin, own = inputs.detach()[standing], labels[standing]
+            start = origin
             if turn:
                 chosen = [rng[i] for i in standing.tolist()]
-                start = on_sphere(start, self.norm, epsilon / 2, chosen).clamp_(0, 1)
+                start = on_sphere(origin, self.norm, epsilon / 2, chosen).clamp_(0, 1)
 
-            def linearize(point: Tensor, rows: Tensor, own: Tensor = own) -> tuple[Tensor, Tensor, Tensor]:
+            def linearize(point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 return _nearest_boundary(predictor, point, own[rows], self.norm)
 
-            walked = boundary_walk(
-                linearize, start, inputs[standing], ball.select(standing), own, norm=self.norm, steps=self.steps
-            )
-            found[standing] = walked.point
-            at = standing.cpu().numpy()
-            if turn == 0:
-                zeros[at] = walked.zero_gradient
-            queries[at] += walked.asked
-            standing = standing[~walked.fallen]
-        return Perturbation(found, zeros, queries)
+            return boundary_walk(linearize, start, origin, ball.select(standing), own, norm=self.norm, steps=self.steps)
+
+        turns = [partial(from_start, turn) for turn in range(self.restarts)]
+        return in_turn(predictor, inputs, labels, lambda _: turns)
 
 
 def _nearest_boundary(predictor: Predictor, inputs: Tensor, labels: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from seatrial.core.noise import Attack, Perturbation
 from seatrial.core.predictor import Gift, Predictor
-from seatrial.errors import BadInput, NotApplicable
+from seatrial.errors import BadInput
+from seatrial.noise.apgd_walk import Walked
 from seatrial.noise.ball import ball_around, budget
 from seatrial.noise.fab_walk import boundary_walk
 from seatrial.noise.gradient import objective_gradient
+from seatrial.noise.in_turn import Walk, in_turn
 from seatrial.noise.targets import target_classes
 
 
@@ -56,35 +58,20 @@ class FabT(Attack):
     ) -> Perturbation:
         """Return per sample a misclassified point within epsilon, else the input; draws nothing from `rng`."""
         ball = ball_around(self.norm, inputs, budget(self.norm, self.epsilon, inputs.shape[1:]))
-        if "gradients" not in predictor.gives:
-            raise NotApplicable("the predictor gives no gradients")
-        inputs = inputs.detach()
-        with torch.no_grad():
-            clean = predictor(inputs)
-        order = target_classes(clean, labels, self.targets)
-        found, zeros = inputs.clone(), np.full(len(inputs), np.nan)
-        queries = np.ones(len(inputs), dtype=np.int64)
-        standing = (clean.argmax(1) == labels).nonzero()[:, 0]
-        for turn in range(order.shape[1]):
-            if not len(standing):
-                break
-            own, target = labels[standing][:, None], order[standing, turn][:, None]
 
-            def linearize(
-                point: Tensor, rows: Tensor, own: Tensor = own, target: Tensor = target
-            ) -> tuple[Tensor, Tensor, Tensor]:
-                return objective_gradient(
-                    predictor, point, lambda z: (z.gather(1, target[rows]) - z.gather(1, own[rows]))[:, 0]
-                )
+        def towards(target: Tensor, standing: Tensor) -> Walked:
+            origin, own, wanted = inputs.detach()[standing], labels[standing], target[standing][:, None]
 
-            origin = inputs[standing]
-            walked = boundary_walk(
-                linearize, origin, origin, ball.select(standing), own[:, 0], norm=self.norm, steps=self.steps
+            def linearize(point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                label, aim = own[rows][:, None], wanted[rows]
+                return objective_gradient(predictor, point, lambda z: (z.gather(1, aim) - z.gather(1, label))[:, 0])
+
+            return boundary_walk(
+                linearize, origin, origin, ball.select(standing), own, norm=self.norm, steps=self.steps
             )
-            found[standing] = walked.point
-            at = standing.cpu().numpy()
-            if turn == 0:
-                zeros[at] = walked.zero_gradient
-            queries[at] += walked.asked
-            standing = standing[~walked.fallen]
-        return Perturbation(found, zeros, queries)
+
+        def walks(clean: Tensor) -> list[Walk]:
+            order = target_classes(clean, labels, self.targets)
+            return [partial(towards, order[:, turn]) for turn in range(order.shape[1])]
+
+        return in_turn(predictor, inputs, labels, walks)

@@ -8,11 +8,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from seatrial.core.noise import epsilon_size
 from seatrial.report.intervals import Reach, whiskers
 from seatrial.report.marks import Mark
 from seatrial.report.markup import chart_text
 from seatrial.report.noise_rows import CLEAN
 from seatrial.report.plot import Plot, axis, plot
+from seatrial.report.severity_chart import order
 from seatrial.report.subject import Variant
 from seatrial.report.wording import figure, finite, metric_name, span
 
@@ -20,22 +22,6 @@ HEIGHT_PX = 236
 DODGE = 0.07
 """How far apart variants stand at one epsilon, in mean steps between epsilons."""
 _METRIC = "top1"
-
-
-def epsilon_size(text: object) -> float | None:
-    """Return an epsilon as a number: `0.5/255`, `8`, `400@224` (stated for that edge); None for anything else."""
-    above, _, below = str(text).partition("@")[0].partition("/")
-    try:
-        size = float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError):
-        return None
-    return size if math.isfinite(size) else None
-
-
-def epsilon_order(text: object) -> tuple[float, str]:
-    """Return what epsilons are sorted by: their size, then their text; words last."""
-    size = epsilon_size(text)
-    return (math.inf if size is None else size, str(text))
 
 
 def epsilon_places(epsilons: Sequence[str]) -> list[float]:
@@ -65,7 +51,7 @@ def epsilon_curves(
     Lines begin at the clean figure on the attacked samples. `about` (plain text) begins the alternative text. A cell
     without a figure leaves a gap in the line.
     """
-    epsilons = sorted({str(cell["severity"]) for row in cells.values() for cell in row}, key=epsilon_order)
+    epsilons = sorted({str(cell["severity"]) for row in cells.values() for cell in row}, key=order)
     places = [0.0, *epsilon_places(epsilons)]
     names = [CLEAN, *epsilons]
     traces, said = [], []

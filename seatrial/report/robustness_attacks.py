@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from seatrial.report.epsilon_curves import epsilon_curves, epsilon_order
+from seatrial.report.epsilon_curves import epsilon_curves
 from seatrial.report.intervals import ends
 from seatrial.report.marks import key, marks
 from seatrial.report.markup import bullets, details, escaped, table
 from seatrial.report.robustness_figures import Cell, asked, models_of, percent, variant_of, variants_of, whose
+from seatrial.report.severity_chart import order
 from seatrial.report.wording import ABSENT, finite
 
 
@@ -54,7 +55,7 @@ def _listed(hostile: Sequence[Cell]) -> str:
     models, variants = models_of(hostile), list(dict.fromkeys(variant_of(cell) for cell in hostile))
 
     def place(c: Cell) -> tuple[object, ...]:
-        kind = (str(c["name"]), str(c["norm"] or ""), epsilon_order(c["severity"]), str(c["option"] or ""))
+        kind = (str(c["name"]), str(c["norm"] or ""), order(c["severity"]), str(c["option"] or ""))
         return (*kind, models.index(str(c["model"])), variants.index(variant_of(c)))
 
     heads = ["attack", "variant", "access", "top-1", "robust accuracy", "AR", "zero gradients", "queries", "n"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
 import plotly.graph_objects as go
 
+from seatrial.core.noise import epsilon_size
 from seatrial.report.intervals import Reach, whiskers
 from seatrial.report.marks import Mark
 from seatrial.report.markup import chart_text
@@ -21,12 +22,10 @@ DODGE = 0.09
 NOTHING: Reach = (None, None, None)
 
 
-def order(severity: int | str | None) -> tuple[float, str]:
-    """Return what severities and epsilons are sorted by: `8/255` after `2/255`, words last."""
-    try:
-        return float(Fraction(str(severity))), ""
-    except (ValueError, ZeroDivisionError):
-        return float("inf"), str(severity)
+def order(severity: object) -> tuple[float, str]:
+    """Return what severities and epsilons are sorted by: their size, then their text; words last."""
+    size = epsilon_size(severity)
+    return (math.inf if size is None else size, str(severity))
 
 
 def severity_chart(
