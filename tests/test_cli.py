@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from seatrial.cli.main import app, main
 
-COMMANDS = ("trial", "quantize", "evaluate", "profile", "report", "list", "sweep")
+COMMANDS = ("trial", "robustness", "qat", "harden", "quantize", "evaluate", "profile", "report", "list", "sweep")
 FACTORY = "tiny_network:network"
 QUICK = ["--limit", "30", "--threads", "1", "--target", "onnxruntime", "--input-size", "32"]
 

@@ -84,9 +84,11 @@ def robustness(
             overrides=overrides,
             progress=tell,
         )
-    rows = [_row(entry) for entry in found["summary"]]
+    several = len(found["models"]) > 1
+    rows = [_row(entry, several) for entry in found["summary"]]
     names = dict.fromkeys(name for row in rows for name in row)
-    show_rows("robustness", [{name: row.get(name, "-") for name in names} for row in rows])
+    who = "robustness" if several else found["models"][0]["name"]
+    show_rows(f"{who}, %", [{name: row.get(name, "-") for name in names} for row in rows])
     for finding in found["masking"]:
         OUT.print(f"{finding['variant']} on {finding['target']}: {finding['text']}", soft_wrap=True, markup=False)
     for warning in found["warnings"]:
@@ -95,9 +97,12 @@ def robustness(
     write_json(found, json)
 
 
-def _row(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return what fits a line: the worst case of each magnitude and one figure for each other family."""
-    row = {key: entry[key] for key in ("model", "variant", "target", "clean")}
-    row |= {f"WCAR {name}": value for name, value in entry["WCAR"].items() if value is not None}
-    row |= {key: entry[key] for key in ("NR", "mCE", "SR_mean", "SR_std", "combined_drop") if entry[key] is not None}
-    return row
+def _row(entry: dict[str, Any], several: bool) -> dict[str, Any]:
+    """Return what fits a line, in percent: the worst case of each magnitude and one figure for each other family."""
+    shares = {"clean": entry["clean"]}
+    shares |= {f"WCAR {name}": value for name, value in entry["WCAR"].items()}
+    shares |= {"NR": entry["NR"], "SR": entry["SR_mean"], "SR std": entry["SR_std"], "drop": entry["combined_drop"]}
+    row: dict[str, Any] = {"model": entry["model"]} if several else {}
+    row["variant"] = f"{entry['variant']} on {entry['target']}"
+    row |= {name: f"{100 * value:.1f}" for name, value in shares.items() if value is not None}
+    return row if entry["mCE"] is None else {**row, "mCE": f"{entry['mCE']:.1f}"}

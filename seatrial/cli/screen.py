@@ -74,8 +74,10 @@ def show_trial(result: TrialResult) -> None:
 def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print dictionaries with equal keys as a table."""
     table = Table(title=title)
-    for name in rows[0] if rows else ():
-        table.add_column(name, justify="right" if isinstance(rows[0][name], int | float) else "left")
+    for place, name in enumerate(rows[0] if rows else ()):
+        # What a row is about is shown whole; figures may take two lines.
+        right = isinstance(rows[0][name], int | float)
+        table.add_column(name, justify="right" if right else "left", no_wrap=place == 0)
     for row in rows:
         table.add_row(*(Text(f"{value:.4g}" if isinstance(value, float) else str(value)) for value in row.values()))
     OUT.print(table)

@@ -31,9 +31,10 @@ class Cells:
 
     @staticmethod
     def of(store: Store, plan: Plan, variants: Iterable[Variant]) -> Cells:
-        """Read from the store what belongs to this plan."""
+        """Read from the store what belongs to this plan, in the order of the variants and of its noises."""
+        variants = tuple(variants)
         digests = {variant.digest: variant.label for variant in variants}
-        specs = {group.spec for group in plan.groups}
+        specs = [group.spec for group in plan.groups]
         found = {}
         for entry in store.cells():
             asked = entry.question
@@ -46,7 +47,8 @@ class Cells:
             )
             if label is not None and same and asked["libraries"] == dict(plan.libraries) and entry.cell.noise in specs:
                 found[label, entry.cell.noise] = store.read(entry.cell)
-        return Cells(found)
+        ordered = ((variant.label, spec) for variant in variants for spec in specs)
+        return Cells({asked: found[asked] for asked in ordered if asked in found})
 
     def records(self, label: str, noise: NoiseSpec | None = None) -> pa.Table | None:
         """Return the records of a cell that is done, else None."""
