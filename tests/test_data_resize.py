@@ -33,8 +33,9 @@ def test_torch_equals_torchvision(
     modes = pytest.importorskip("torchvision.transforms").InterpolationMode
     pixels = _picture(*source_px)
     planes = torch.from_numpy(pixels).permute(2, 0, 1)
+    # To a single pixel PyTorch 2.12.1 ends contiguous planes with an internal assertion; the others it resizes.
     wanted = functional.resize(
-        planes.contiguous() if contiguous else planes,
+        planes.contiguous() if contiguous and size_px != (1, 1) else planes,
         list(size_px),
         modes(interpolation.removesuffix("-antialias")),
         antialias=interpolation.endswith("-antialias"),

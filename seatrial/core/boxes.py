@@ -117,7 +117,7 @@ def suppress(
             continue
         kept.append(at)
         after = at + 1
-        rivals = overlaps(ranked[at], ranked[after:], offset_px=offset_px) > np.float32(iou)
+        rivals = overlaps(ranked[at], ranked[after:], offset_px=offset_px) > np.float64(iou)
         left[after:] &= ~(rivals & (kinds[after:] == kinds[at]))
         at = after
     return order[np.array(kept, dtype=np.int64)]
