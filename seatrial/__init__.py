@@ -15,11 +15,15 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "trial": "seatrial.jobs.trial",
     "TrialResult": "seatrial.jobs.result",
+    "robustness": "seatrial.jobs.robustness",
     "quantize": "seatrial.jobs.quantize",
+    "qat": "seatrial.jobs.qat",
+    "harden": "seatrial.jobs.harden",
     "evaluate": "seatrial.jobs.evaluate",
     "profile": "seatrial.jobs.profile",
     "open_model": "seatrial.models.opened",
     "open_data": "seatrial.data.files",
+    "open_task_data": "seatrial.data.task_files",
     "capture": "seatrial.core.graph",
     "realise": "seatrial.core.realise",
     "Recipe": "seatrial.core.recipe",
@@ -30,10 +34,14 @@ if TYPE_CHECKING:
     from seatrial.core.realise import realise as realise
     from seatrial.core.recipe import Recipe as Recipe
     from seatrial.data.files import open_data as open_data
+    from seatrial.data.task_files import open_task_data as open_task_data
     from seatrial.jobs.evaluate import evaluate as evaluate
+    from seatrial.jobs.harden import harden as harden
     from seatrial.jobs.profile import profile as profile
+    from seatrial.jobs.qat import qat as qat
     from seatrial.jobs.quantize import quantize as quantize
     from seatrial.jobs.result import TrialResult as TrialResult
+    from seatrial.jobs.robustness import robustness as robustness
     from seatrial.jobs.trial import trial as trial
     from seatrial.models.opened import open_model as open_model
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seatrial.bench.outcome import Outcome, merge
 from seatrial.bench.pictures import Pictures
-from seatrial.bench.plan import FROM_FLOAT, Group, Plan, Subject
+from seatrial.bench.plan import Group, Plan, Subject
 from seatrial.bench.question import cell_of, group_key, victim_of
 from seatrial.bench.references import References, moved
 from seatrial.bench.store import Store
@@ -288,7 +288,7 @@ def _builds() -> str:
 
 
 def _no_victim(group: Group, subject: Subject) -> str:
-    if group.spec is not None and group.spec.option == FROM_FLOAT:
+    if group.spec is not None and group.spec.from_float:
         return f"{subject.name} on {subject.target} has no float parent to find the attack on"
     assert isinstance(group.noise, Attack)
     if "gradients" in group.noise.needs:

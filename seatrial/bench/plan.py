@@ -42,10 +42,6 @@ class Subject:
             predictor.close()
 
 
-FROM_FLOAT = "from-float"
-"""The option of an attack that is found on the subjects' parent."""
-
-
 @final
 @dataclass(frozen=True)
 class Group:

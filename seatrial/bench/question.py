@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seatrial.bench.plan import FROM_FLOAT, Group, Noise, Plan, Subject
+from seatrial.bench.plan import Group, Noise, Plan, Subject
 from seatrial.core.cell import Cell, digest, question
 from seatrial.core.noise import Access, Attack
 from seatrial.core.predictor import Predictor
@@ -46,7 +46,7 @@ def victim_of(group: Group, subject: Subject) -> tuple[Predictor | None, Access 
     attack = group.noise
     if not isinstance(attack, Attack):
         return None, None
-    if group.spec is not None and group.spec.option == FROM_FLOAT:
+    if group.spec is not None and group.spec.from_float:
         usable = subject.parent is not None and attack.needs <= subject.parent.gives
         return (subject.parent, "transfer") if usable else (None, None)
     if "gradients" in attack.needs:

@@ -24,7 +24,8 @@ class NoiseSpec:
     """One question about noise, as data: the row of a report and a part of a cell's key.
 
     `severity` is 1 to 5 for a corruption, an epsilon such as "8/255" for an attack, None for a system noise;
-    `option` names a choice such as `opencv-bilinear`.
+    `option` names a choice such as `opencv-bilinear`, or what is special about an attack: `FROM_FLOAT`, `EIGHT_BIT`, or
+    both in that order with a colon between.
     """
 
     family: Family
@@ -33,7 +34,16 @@ class NoiseSpec:
     norm: str | None = None
     severity: int | str | None = None
 
+    @property
+    def from_float(self) -> bool:
+        """Whether this is an attack that is found on the float parent."""
+        return self.family == "attack" and FROM_FLOAT in (self.option or "").split(":")
 
+
+FROM_FLOAT = "from-float"
+"""The option of an attack that is found on the subjects' float parent."""
+EIGHT_BIT = "8-bit"
+"""The option of an attack whose result is rounded to levels of 8 bits, as a picture file would hold it."""
 STATED = "@224"
 """Ends an epsilon that is stated for 3x224x224 pictures."""
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from seatrial.bench.plan import FROM_FLOAT
 from seatrial.catalogue import ENTRIES, NOISE_FAMILIES, Entry, entries, make
-from seatrial.core.noise import NoiseSpec
+from seatrial.core.noise import EIGHT_BIT, FROM_FLOAT, NoiseSpec
 from seatrial.errors import BadInput, unknown_name
 from seatrial.noise.chain import Chain
+from seatrial.noise.rounded import Rounded
 
 NoiseMaker = partial[Any]
 Row = tuple[NoiseSpec, NoiseMaker]
@@ -34,6 +34,7 @@ _ROBUSTMQ = {
 # Not in the paper, nor are tensor resizes and the decoders beside its three.
 _SYSNOISE_LEFT_OUT = ("letterbox", "exif", "align_corners")
 _SYSNOISE_OPTIONS_LEFT_OUT = ("torch-", "turbo-", "camera-")
+_FLAGS = (FROM_FLOAT, EIGHT_BIT)
 _PLAIN_DECODERS = ("pillow", "opencv", "pyav")
 
 
@@ -114,7 +115,8 @@ def parse_noise(text: str) -> Row:
     """Read one noise: `pgd:linf:2/255`, `gaussian_noise:3`, `resize:opencv-bilinear`, or several system noises at once.
 
     A number behind an epsilon is the number of queries; `from-float` at the end of an attack finds it on the float
-    parent. System noises joined by `+`, such as `decoder:pyav+resize:opencv-area`, act together. Raises BadInput.
+    parent, `8-bit` rounds what it found to the levels of a picture file. System noises joined by `+`, such as
+    `decoder:pyav+resize:opencv-area`, act together. Raises BadInput.
     """
     parts = [piece.strip() for piece in text.split("+")]
     if len(parts) == 1:
@@ -136,15 +138,22 @@ def with_checks(texts: Iterable[str], *, queries: int | None) -> tuple[str, ...]
     found = list(given)
     known = entries("attack")
     for text in given:
-        name, norm, epsilon = text.split(":")[:3]
-        if "gradients" not in known[name].needs or FROM_FLOAT in text.split(":"):
+        name, norm, epsilon, *more = text.split(":")
+        if "gradients" not in known[name].needs or FROM_FLOAT in more:
             continue
         if name != "autoattack":
             found.append(f"{text}:{FROM_FLOAT}")
-        square = f"square:{norm}:{epsilon}"
-        if not any(other == square or other.startswith(f"{square}:") for other in found):
-            found.append(square if queries is None else f"{square}:{queries}")
+        flags = [EIGHT_BIT] if EIGHT_BIT in more else []
+        if not any(_is_square(other, norm, epsilon, flags) for other in found):
+            asked = [] if queries is None else [str(queries)]
+            found.append(":".join(("square", norm, epsilon, *asked, *flags)))
     return tuple(dict.fromkeys(found))
+
+
+def _is_square(text: str, norm: str, epsilon: str, flags: list[str]) -> bool:
+    """Whether `text` is Square at this budget with these flags, with any number of queries."""
+    name, *parts = text.split(":")
+    return name == "square" and parts[:2] == [norm, epsilon] and [p for p in parts[2:] if p in _FLAGS] == flags
 
 
 def text_of(spec: NoiseSpec) -> str:
@@ -154,6 +163,10 @@ def text_of(spec: NoiseSpec) -> str:
         return "+".join(f"{name}:{option}" for name, option in zip(spec.name.split("+"), options, strict=True))
     parts = (spec.name, spec.norm, spec.severity, spec.option)
     return ":".join(str(part) for part in parts if part is not None)
+
+
+def _rounded(maker: NoiseMaker) -> Rounded:
+    return Rounded(attack=maker())
 
 
 def _chain(makers: tuple[NoiseMaker, ...]) -> Chain:
@@ -182,17 +195,21 @@ def _single(text: str) -> Row:
     options: dict[str, Any] = {}
     if entry.family == "attack" and len(parts) >= 2:
         norm, epsilon, *more = parts
-        source = None
-        if more and more[-1] == FROM_FLOAT:
-            source = more.pop()
+        special = [flag for flag in _FLAGS if flag in more]
+        more = [part for part in more if part not in special]
         if len(more) > 1:
             raise _malformed(text, "attack")
-        spec = NoiseSpec("attack", name, option=source, norm=norm, severity=epsilon)
+        spec = NoiseSpec("attack", name, option=":".join(special) or None, norm=norm, severity=epsilon)
         options = {"norm": norm, "epsilon": epsilon}
         if more:
-            options["queries"] = _whole(more[0], text)
+            if not more[0].isdecimal():
+                wanted = f"a number of queries, {' or '.join(_FLAGS)}"
+                raise BadInput(f"'{more[0]}' in noise '{text}'", wanted, "write for example square:linf:2/255:300")
+            options["queries"] = int(more[0])
     elif entry.family == "corruption" and len(parts) == 1:
-        spec = NoiseSpec("corruption", name, severity=_whole(parts[0], text))
+        if not parts[0].isdecimal():
+            raise _malformed(text, "corruption")
+        spec = NoiseSpec("corruption", name, severity=int(parts[0]))
         options = {"severity": spec.severity}
     elif entry.family == "system" and len(parts) == 1:
         spec = NoiseSpec("system", name, option=parts[0])
@@ -200,6 +217,8 @@ def _single(text: str) -> Row:
     else:
         raise _malformed(text, entry.family)
     maker = partial(make, entry.family, name, **options)
+    if spec.option is not None and EIGHT_BIT in spec.option.split(":"):
+        maker = partial(_rounded, maker)
     try:
         maker()  # refuses bad options now, not in the middle of a sweep
     except TypeError as error:
@@ -210,9 +229,3 @@ def _single(text: str) -> Row:
 def _malformed(text: str, family: str) -> BadInput:
     forms = {"attack": "NAME:NORM:EPSILON", "corruption": "NAME:SEVERITY", "system": "NAME:OPTION"}
     return BadInput(f"noise '{text}'", forms[family], "write for example pgd:linf:2/255 or gaussian_noise:3")
-
-
-def _whole(text: str, noise: str) -> int:
-    if not text.isdecimal():
-        raise BadInput(f"'{text}' in noise '{noise}'", "a whole number", "write for example gaussian_noise:3")
-    return int(text)

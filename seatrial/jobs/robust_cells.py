@@ -11,7 +11,7 @@ from seatrial.core.noise import NoiseSpec
 from seatrial.jobs.measured import Cells, noise_cell
 from seatrial.jobs.variants import Variant
 from seatrial.metrics.accuracy import adversarial_robustness, robust_accuracy
-from seatrial.metrics.intervals import bootstrap_mean_difference, paired_difference
+from seatrial.metrics.intervals import bootstrap_mean_difference, paired_difference, wilson
 from seatrial.metrics.joining import column, joined
 
 _SYSTEM = ("difference", "difference_low", "difference_high", "churn", "kl", "picture_difference")
@@ -45,7 +45,7 @@ def _moved(clean: pa.Table, records: pa.Table, rng: np.random.Generator) -> dict
         "difference": difference.difference,
         "difference_low": difference.low,
         "difference_high": difference.high,
-        "churn": _mean(changed.astype(np.float64), rng),
+        "churn": _share(changed, rng),
     }
     for name in ("kl", "picture_difference"):
         if name in records.column_names:
@@ -59,6 +59,14 @@ def _mean(values: np.ndarray, rng: np.random.Generator) -> dict[str, float] | No
         return None
     interval = bootstrap_mean_difference(np.zeros(len(values)), values, rng=rng, resamples=2000)
     return {"value": float(values.mean()), "low": interval.low, "high": interval.high}
+
+
+def _share(which: np.ndarray, rng: np.random.Generator) -> dict[str, float] | None:
+    """Return the share of true values; where none or all are, the bootstrap has no width and Wilson's interval has."""
+    if which.any() and not which.all():
+        return _mean(which.astype(np.float64), rng)
+    interval = wilson(int(which.sum()), len(which))
+    return {"value": float(which.mean()), "low": interval.low, "high": interval.high}
 
 
 def _attacked(clean: pa.Table, records: pa.Table) -> dict[str, Any]:

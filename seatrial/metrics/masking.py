@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from seatrial.core.noise import NoiseSpec
+from seatrial.core.noise import EIGHT_BIT, NoiseSpec
 from seatrial.metrics.accuracy import survivors
 from seatrial.metrics.joining import column, joined
 
@@ -32,7 +32,7 @@ def masking_findings(tables: Mapping[NoiseSpec | None, pa.Table]) -> list[dict[s
     attacks = {spec: table for spec, table in tables.items() if spec is not None and spec.family == "attack"}
     found: list[dict[str, Any]] = []
     for spec, table in attacks.items():
-        if spec.name in _BLIND or spec.option is not None or "zero_gradient" not in table.column_names:
+        if spec.name in _BLIND or spec.from_float or "zero_gradient" not in table.column_names:
             continue
         zeros = column(table, "zero_gradient").astype(np.float64)
         if not np.isfinite(zeros).any():
@@ -44,12 +44,13 @@ def masking_findings(tables: Mapping[NoiseSpec | None, pa.Table]) -> list[dict[s
             found.append({**head, "sign": "zero gradients", "by": None, "value": share, "text": text})
         for other, weaker in attacks.items():
             same = (other.norm, other.severity) == (spec.norm, spec.severity)
-            blind = other.name in _BLIND or (other.name == spec.name and other.option is not None)
+            same = same and (EIGHT_BIT in (other.option or "")) == (EIGHT_BIT in (spec.option or ""))
+            blind = other.name in _BLIND or (other.name == spec.name and other.from_float)
             if not same or not blind:
                 continue
             gain = _gain(clean, table, weaker)
             if gain >= _POINTS:
-                how = "found on the float parent" if other.option is not None else _BLIND[other.name]
+                how = "found on the float parent" if other.from_float else _BLIND[other.name]
                 text = f"{other.name}, {how}, leaves {100 * gain:.1f} points fewer standing than {spec.name}"
                 found.append({**head, "sign": "weaker attacker wins", "by": other.name, "value": gain, "text": text})
     return found

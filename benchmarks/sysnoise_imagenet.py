@@ -1,0 +1,199 @@
+"""SysNoise on deployed ImageNet networks: what decoder, resize, colour, ceil mode and precision change.
+
+    python benchmarks/sysnoise_imagenet.py --cache FOLDER [--shared FOLDER] [--out FOLDER] [--models NAME ...]
+
+SqueezeNet 1.1, MobileNetV1 0.25, MobileNetV2 and EtinyNet go through `seatrial robustness` as float and W8A8 on ONNX
+Runtime and OpenVINO. Decoders, resizes and the chain of the combined drop are asked on the 120 pictures of original
+size (probably training pictures: changes count there, accuracy does not), everything that does not hang on the size of
+a picture again on validation pictures of 227 pixels. The cache keeps each run, so that a killed one goes on. Writes all
+cells and chains as CSV and prints the tables of the study. Needs the development data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import seatrial
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+MODELS = ("squeezenet1_1_imagenet", "mobilenet_v1_025_imagenet", "mobilenet_v2_imagenet", "etinynet_imagenet")
+RESIZES = (
+    *(f"pillow-{name}" for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")),
+    *(f"opencv-{name}" for name in ("nearest", "bilinear", "area", "bicubic", "lanczos")),
+)
+ANY_SIZE = "color,precision,ceil_mode"
+PICTURES = {
+    "original": ("imagenet_original_120", f"decoder,{','.join(f'resize:{name}' for name in RESIZES)},{ANY_SIZE}"),
+    "validation": ("imagenet_val_800", ANY_SIZE),
+}
+RUNTIMES = ("onnxruntime", "openvino")
+CELL = ("pictures", "model", "variant", "target", "name", "option", "status", "n", "clean", "value", "low", "high")
+MOVED = (
+    "difference",
+    "difference_low",
+    "difference_high",
+    "churn",
+    "churn_low",
+    "churn_high",
+    "kl",
+    "kl_low",
+    "kl_high",
+)
+CHAIN = ("pictures", "model", "variant", "target", "step", "noise", "option", "value", "drop", "drop_low", "drop_high")
+
+
+def run(name: str, pictures: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Return the JSON of one model on one set of pictures."""
+    data, system = PICTURES[pictures]
+    return seatrial.robustness(
+        [given.shared / "models" / f"{name}.pt2"],
+        given.shared / data,
+        attacks="none",
+        corruptions="none",
+        system=system,
+        target=",".join(RUNTIMES),
+        calibration=str(given.shared / ("imagenet_val_800" if pictures == "original" else "imagenet_original_120")),
+        limit=given.limit,
+        batch=32,
+        out=given.cache / f"{name}-{pictures}",
+        progress=lambda done, of, text: _told(f"{name} {pictures}: {done} of {of}: {text}"),
+    )
+
+
+def _told(text: str) -> None:
+    if not text.endswith("reading the pictures"):
+        print(text, file=sys.stderr, flush=True)
+
+
+def cell_rows(found: dict[str, Any], pictures: str) -> Iterable[dict[str, Any]]:
+    """Return the cells as flat rows: each mean with its interval in three columns."""
+    for cell in found["cells"]:
+        row = {"pictures": pictures, **{key: cell[key] for key in CELL[1:]}}
+        row |= {key: cell[key] for key in MOVED[:3]}
+        for key in ("churn", "kl", "picture_difference"):
+            value = cell[key] or {"value": None, "low": None, "high": None}
+            row |= {key: value["value"], f"{key}_low": value["low"], f"{key}_high": value["high"]}
+        yield row | {"reason": cell["reason"]}
+
+
+def chain_rows(found: dict[str, Any], pictures: str) -> Iterable[dict[str, Any]]:
+    """Return the steps of the combined drop; the interval stands at the last one."""
+    for entry in found["summary"]:
+        head = {"pictures": pictures, **{key: entry[key] for key in ("model", "variant", "target")}}
+        for i, step in enumerate(entry["chain"]):
+            bounds = (
+                entry["intervals"]["combined_drop"] if i == len(entry["chain"]) - 1 else {"low": None, "high": None}
+            )
+            yield head | {"step": i + 1, **step, "drop_low": bounds["low"], "drop_high": bounds["high"]}
+
+
+def write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print()
+
+
+def points(row: dict[str, Any], key: str, scale: float = 100.0) -> str:
+    """Return a figure with its interval."""
+    return f"{scale * row[key]:.2f} ({scale * row[f'{key}_low']:.2f} to {scale * row[f'{key}_high']:.2f})"
+
+
+def print_worst(cells: list[dict[str, Any]]) -> None:
+    """Print each noise at its worst option by churn, on deployed W8A8."""
+    rows = []
+    mine = [c for c in cells if c["status"] == "done" and c["variant"] == "w8a8" and c["target"] in RUNTIMES]
+    for key, group in groupby(mine, lambda c: (c["pictures"], c["model"], c["target"], c["name"])):
+        options = list(group)
+        worst = max(options, key=lambda c: c["churn"])
+        mean = float(np.mean([c["churn"] for c in options]))
+        figures = f"{100 * mean:.2f}", points(worst, "churn"), f"{worst['kl']:.4f}", points(worst, "difference")
+        rows.append([*key, str(worst["option"]), *figures])
+    heads = (
+        "pictures",
+        "model",
+        "runtime",
+        "noise",
+        "worst option",
+        "mean churn, %",
+        "churn, %",
+        "KL",
+        "top-1, points",
+    )
+    table(heads, rows)
+
+
+def print_ranked(cells: list[dict[str, Any]]) -> None:
+    """Print decoders and resizes by mean churn over models and runtimes, on deployed W8A8."""
+    mine = [c for c in cells if c["pictures"] == "original" and c["variant"] == "w8a8" and c["target"] in RUNTIMES]
+    mine = [c for c in mine if c["name"] in ("decoder", "resize") and c["status"] in ("done", "no-noise")]
+    options = dict.fromkeys((c["name"], c["option"]) for c in mine)
+    ranked = []
+    for name, option in options:
+        group = [c for c in mine if (c["name"], c["option"]) == (name, option)]
+        churn = [c["churn"] or 0.0 for c in group]
+        kl = [c["kl"] or 0.0 for c in group]
+        pixels = float(np.mean([c["picture_difference"] or 0.0 for c in group]))
+        ranked.append((float(np.mean(churn)), name, option, max(churn), float(np.mean(kl)), pixels, len(group)))
+    rows = [
+        [name, option, f"{100 * churn:.2f}", f"{100 * most:.2f}", f"{kl:.4f}", f"{pixels:.2f}", str(count)]
+        for churn, name, option, most, kl, pixels, count in sorted(ranked, reverse=True)
+    ]
+    table(("noise", "option", "mean churn, %", "most, %", "KL", "pixels, levels", "cells"), rows)
+
+
+def print_chains(chains: list[dict[str, Any]]) -> None:
+    """Print the chain of the combined drop of the deployed networks, a line each."""
+    rows = []
+    for key, group in groupby(chains, lambda c: (c["pictures"], c["model"], f"{c['variant']} on {c['target']}")):
+        steps = list(group)
+        if steps[0]["target"] not in RUNTIMES:
+            continue
+        told = ", ".join(f"{step['noise']} {step['option']} {100 * step['drop']:.1f}" for step in steps)
+        rows.append([*key, told, points(steps[-1], "drop")])
+    table(("pictures", "model", "variant", "drop after each step, points", "combined drop"), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True, help="a folder for stores and deployed files")
+    parser.add_argument("--shared", type=Path, default=SHARED)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "studies" / "data")
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--pictures", nargs="*", default=list(PICTURES), choices=list(PICTURES))
+    parser.add_argument("--limit", type=int, default=400, help="most pictures of a set")
+    given = parser.parse_args()
+    cells: list[dict[str, Any]] = []
+    chains: list[dict[str, Any]] = []
+    for pictures in given.pictures:
+        for name in given.models:
+            found = run(name, pictures, given)
+            cells += cell_rows(found, pictures)
+            chains += chain_rows(found, pictures)
+            write(given.out / "sysnoise_imagenet_cells.csv", cells)
+            if chains:
+                write(given.out / "sysnoise_imagenet_chains.csv", chains)
+    print_worst(cells)
+    print_ranked(cells)
+    print_chains(chains)
+
+
+if __name__ == "__main__":
+    main()
