@@ -2,11 +2,10 @@
 
     python benchmarks/sweep.py [overhead] [ray] [--shared FOLDER] [--pictures 800] [--rounds 3]
 
-SqueezeNet 1.1 in float on ONNX Runtime with one thread, on pictures of ImageNet validation. `overhead` runs the sweep
-and, in alternation, a plain loop over the same batches that decodes, corrupts and asks the network and does nothing
-else; it prints by how much longer the sweep takes, in processor time and in wall time. `ray` runs the same sweep on a
-Ray cluster of one and of two CPUs, one thread a worker, so it needs two idle cores. Exits with 1 where the overhead is
-above 5 % of the processor time, or two workers are less than 1.6 times as fast. Needs the development data.
+SqueezeNet 1.1 in float on ONNX Runtime with one thread, on pictures of ImageNet validation. `overhead` is the wall time
+of the sweep less what decoding, corruptions and forward passes took in it. `ray` runs a sweep on a Ray cluster of one
+and of two CPUs in alternation, one thread a worker, so it needs two idle cores. Exits with 1 where the overhead is over
+5 %, or two workers are less than 1.6 times as fast. Needs the development data.
 """
 
 from __future__ import annotations
@@ -15,22 +14,20 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from seatrial.bench.group import sample_generator
+from seatrial.bench import group, pictures
 from seatrial.bench.plan import Plan
 from seatrial.bench.store import Store
 from seatrial.bench.sweep import sweep
 from seatrial.catalogue import make
-from seatrial.core.noise import Corruption, System, SystemNoise
-from seatrial.core.pipeline import Pipeline
-from seatrial.data.load import load, to_input
+from seatrial.core.noise import Corruption
 from seatrial.deploy.machine import this_machine
 from seatrial.jobs.noises import parse_noise
 from seatrial.jobs.planned import clean_plan
@@ -56,75 +53,60 @@ def prepared(shared: Path, count: int, folder: Path) -> tuple[OpenVariants, Plan
     return OpenVariants((Variant("float", "onnxruntime", file),), 1), clean_plan(subject, settings)
 
 
-@dataclass(frozen=True)
-class Clocks:
-    """Seconds of processor and wall."""
+class Timed:
+    """Seconds that some functions took, on whatever thread, while the block ran."""
 
-    processor: float
-    wall: float
+    def __init__(self, *places: tuple[Any, str]) -> None:
+        self._places, self.seconds = places, 0.0
 
-    @staticmethod
-    def of(work: Callable[[], object]) -> Clocks:
-        processor, wall = time.process_time(), time.perf_counter()
-        work()
-        return Clocks(time.process_time() - processor, time.perf_counter() - wall)
+    def __enter__(self) -> Self:
+        self._before = [getattr(owner, name) for owner, name in self._places]
+        for (owner, name), function in zip(self._places, self._before, strict=True):
+            setattr(owner, name, self._wrapped(function))
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        for (owner, name), function in zip(self._places, self._before, strict=True):
+            setattr(owner, name, function)
 
-def bare(opener: OpenVariants, plan: Plan) -> None:
-    """Decode, corrupt and ask, nothing else: no records, no store, no differences."""
-    (subject,) = opener()
-    torch.set_num_threads(1)
-    for group in plan.groups:
-        noise = group.noise
-        for indices in plan.batches:
-            samples = [plan.dataset[index] for index in indices]
+    def _wrapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def timed(*given: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*given, **options)
+            finally:
+                self.seconds += time.perf_counter() - start
 
-            def inputs(pipeline: Pipeline, samples: Sequence = samples) -> Tensor:
-                return torch.stack([to_input(load(pipeline, sample)) for sample in samples])
-
-            if isinstance(noise, Corruption):
-                assert group.spec is not None
-                shown = []
-                for sample in samples:
-                    picture = load(plan.pipeline, sample)
-                    pixels = noise.corrupt(picture.pixels, rng=sample_generator(plan.seed, group.spec, sample.id))
-                    shown.append(to_input(replace(picture, pixels=pixels)))
-                asked = [torch.stack(shown)]
-            elif isinstance(noise, SystemNoise):
-                asked = [inputs(noise.alter(System(plan.pipeline)).pipeline)]
-                # A difference is against the reference pipeline, which is decoded for every noise and asked once.
-                reference = inputs(plan.pipeline)
-                asked += [reference] if group is plan.groups[-1] else []
-            else:
-                asked = [inputs(plan.pipeline)]
-            for batch in asked:
-                subject.predictor(batch)
-    subject.close()
+        return timed
 
 
 def overhead(opener: OpenVariants, plan: Plan, rounds: int) -> bool:
-    plan = replace(plan, noises=tuple(parse_noise(text) for text in NOISES))  # the system noise stands last
-    found: list[tuple[Clocks, Clocks]] = []
-    for turn in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            runs = {
-                "sweep": lambda folder=folder: sweep(opener, plan, Store(folder)),
-                "bare": lambda: bare(opener, plan),
-            }
-            clocks = {name: Clocks.of(runs[name]) for name in (list(runs) if turn % 2 else list(runs)[::-1])}
-        found.append((clocks["sweep"], clocks["bare"]))
-        print(f"round {turn + 1}: {clocks}", file=sys.stderr, flush=True)
-    shares = {
-        kind: [1 - getattr(other, kind) / getattr(whole, kind) for whole, other in found]
-        for kind in ("processor", "wall")
-    }
-    for kind, told in shares.items():
-        print(
-            f"overhead of a sweep of {len(plan.groups)} groups on {len(plan.dataset)} pictures, {kind} time: "
-            f"{np.median(told):.1%} of the whole ({min(told):.1%} to {max(told):.1%}; {rounds} rounds, "
-            f"{np.median([whole.wall for whole, _ in found]):.0f} s)"
+    plan = replace(plan, noises=tuple(parse_noise(text) for text in NOISES))
+    corruptions = [type(one.noise) for one in plan.groups if isinstance(one.noise, Corruption)]
+    (opened,) = opener()
+    forward = type(opened.predictor)
+    opened.close()
+    shares, walls = [], []
+    for _ in range(rounds):
+        # With one thread none of the three runs while another does.
+        parts = (
+            Timed((pictures, "load"), (group, "to_inputs")),
+            Timed(*((kind, "corrupt") for kind in corruptions)),
+            Timed((forward, "__call__")),
         )
-    return bool(np.median(shares["processor"]) <= MOST_OVERHEAD)
+        with tempfile.TemporaryDirectory() as folder, parts[0], parts[1], parts[2]:
+            start = time.perf_counter()
+            sweep(opener, plan, Store(folder))
+            walls.append(time.perf_counter() - start)
+        told = [part.seconds for part in parts]
+        shares.append(1 - sum(told) / walls[-1])
+        print(f"{walls[-1]:.1f} s: decoding, noise and forward passes took {told}", file=sys.stderr, flush=True)
+    print(
+        f"overhead of a sweep of {len(plan.groups)} groups on {len(plan.dataset)} pictures: {np.median(shares):.2%} of "
+        f"the wall time ({min(shares):.2%} to {max(shares):.2%}; {rounds} rounds of {np.median(walls):.0f} s)"
+    )
+    return bool(np.median(shares) <= MOST_OVERHEAD)
 
 
 def ray_gain(opener: OpenVariants, plan: Plan, rounds: int) -> bool:
@@ -137,11 +119,13 @@ def ray_gain(opener: OpenVariants, plan: Plan, rounds: int) -> bool:
             ray.init(num_cpus=workers, log_to_driver=False, include_dashboard=False)
             try:
                 with tempfile.TemporaryDirectory() as folder:
-                    clocks = Clocks.of(lambda folder=folder: sweep(opener, plan, Store(folder), ray_address="auto"))
+                    start = time.perf_counter()
+                    sweep(opener, plan, Store(folder), ray_address="auto")
+                    took = time.perf_counter() - start
             finally:
                 ray.shutdown()
-            seconds[workers].append(clocks.wall)
-            print(f"round {turn + 1}: {workers} workers, {clocks.wall:.1f} s", file=sys.stderr, flush=True)
+            seconds[workers].append(took)
+            print(f"round {turn + 1}: {workers} workers, {took:.1f} s", file=sys.stderr, flush=True)
     gains = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
     print(
         f"two Ray workers against one, {len(plan.groups)} groups on {len(plan.dataset)} pictures, start-up of "

@@ -18,7 +18,7 @@ from seatrial.bench.outcome import Outcome, merge
 from seatrial.bench.pictures import Pictures
 from seatrial.bench.plan import Group, Plan, Subject
 from seatrial.bench.question import cell_of, group_key, victim_of
-from seatrial.bench.references import References, moved
+from seatrial.bench.references import References, moved, picture_difference, unequal_rows
 from seatrial.bench.store import Store
 from seatrial.core.cell import Cell
 from seatrial.core.chance import generator
@@ -27,10 +27,11 @@ from seatrial.core.predictor import Predictor
 from seatrial.core.sample import Picture, Sample
 from seatrial.core.task import Classification, Task
 from seatrial.data.decode import library_builds
-from seatrial.data.load import load_input, to_input
+from seatrial.data.load import load_input, to_inputs
 from seatrial.errors import NoNoise, NotApplicable, SeatrialError
 
 T = TypeVar("T")
+_MOVED = ("picture_difference", "output_difference", "answer_moved")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
 
 
@@ -157,6 +158,8 @@ class _Scene:
 class _Bench:
     def __init__(self, group: Group, plan: Plan, pictures: Pictures, references: References) -> None:
         self.group, self.plan, self.pictures, self.references = group, plan, pictures, references
+        self.task = plan.task
+        """The task as this noise has it; only a noise that moves boxes has another."""
 
     @property
     def system(self) -> System:
@@ -190,30 +193,33 @@ class _Bench:
             found = {sample.id: picture for sample, picture in zip(other.samples, other.pictures, strict=True)}
             bad = {**other.bad, **bad}
             pairs = [(sample, picture) for sample, picture in pairs if sample.id in found]
-            moved = [_difference(picture, found[sample.id]) for sample, picture in pairs]
+            moved = [picture_difference(picture, found[sample.id]) for sample, picture in pairs]
             columns["picture_difference"] = pa.array(moved, pa.float32())
             if any(moved):
-                undisturbed = _stacked([self._input(pair) for pair in pairs])
+                undisturbed = self._inputs(pairs)
             pairs = [(sample, found[sample.id]) for sample, _ in pairs]
         if isinstance(noise, Corruption):
             assert spec is not None
 
-            def corrupted(pair: tuple[Sample, Picture]) -> Tensor:
+            def corrupted(pair: tuple[Sample, Picture]) -> Picture:
                 sample, picture = pair
                 pixels = noise.corrupt(picture.pixels, rng=sample_generator(plan.seed, spec, sample.id))
-                return to_input(replace(picture, pixels=pixels))
+                return replace(picture, pixels=pixels)
 
-            tensors = self.pictures.map(corrupted, pairs)
+            shown = self.pictures.map(corrupted, pairs)
+            inputs = to_inputs(shown) if shown else torch.empty(0)
         else:
-            tensors = [self._input(pair) for pair in pairs]
-        inputs = _stacked(tensors)
+            inputs = self._inputs(pairs)
         samples, pictures = [sample for sample, _ in pairs], [picture for _, picture in pairs]
         return _Scene(samples, pictures, inputs, columns, bad, inputs if undisturbed is None else undisturbed)
 
-    def _input(self, pair: tuple[Sample, Picture]) -> Tensor:
-        sample, picture = pair
+    def _inputs(self, pairs: Sequence[tuple[Sample, Picture]]) -> Tensor:
+        if not pairs:
+            return torch.empty(0)
+        if all(sample.array is None for sample, _ in pairs):
+            return to_inputs([picture for _, picture in pairs])
         # An array sample is seen unrounded, as it came.
-        return to_input(picture) if sample.array is None else load_input(self.plan.pipeline, sample)
+        return torch.stack([load_input(self.plan.pipeline, sample) for sample, _ in pairs])
 
     def _judge(
         self, run: _Run, scene: _Scene, perturbed: dict[int, Perturbation | Outcome], number: int
@@ -239,15 +245,20 @@ class _Bench:
             }
         with torch.no_grad():
             outputs = run.predictor(inputs)
-            table = self.plan.task.answer(outputs, scene.samples, scene.pictures)
+            table = self.task.answer(outputs, scene.samples, scene.pictures)
             if isinstance(self.group.noise, SystemNoise):
                 reference = self.references.outputs(run.subject.predictor, scene.ids, scene.undisturbed)
-                columns = {**columns, **moved(self.plan.task, reference, outputs, len(scene.ids))}
+                columns = {**columns, **moved(self.task, reference, outputs, len(scene.ids))}
+            if self.task is not self.plan.task:
+                otherwise = self.plan.task.answer(outputs, scene.samples, scene.pictures)
+                columns["answer_moved"] = unequal_rows(table, otherwise)
         for name, column in columns.items():
             table = table.append_column(name, column)
         return table
 
     def _perturb(self, attack: Attack, victim: Predictor, scene: _Scene) -> Perturbation:
+        if not isinstance(self.plan.task, Classification):
+            raise NotApplicable(f"attacks are on the class of a picture, and {type(self.plan.task).__name__} has none")
         assert self.group.spec is not None
         chance = [sample_generator(self.plan.seed, self.group.spec, name) for name in scene.ids]
         labels = torch.tensor([sample.label for sample in scene.samples], dtype=torch.int64) + _background(
@@ -278,7 +289,7 @@ def _no_noise(group: Group, plan: Plan, pictures: Pictures) -> Outcome | None:
 def _unmoved(outcome: Outcome) -> Outcome | None:
     """Return that a system noise left every picture and every output as it was, None where it did not."""
     table = outcome.table
-    if table is None or any(np.any(table.column(name)) for name in ("picture_difference", "output_difference")):
+    if table is None or any(np.any(table.column(name)) for name in _MOVED if name in table.column_names):
         return None
     return Outcome("no-noise", f"all {len(table)} outputs are identical on this build ({_builds()})", ended_at=0)
 
@@ -309,8 +320,15 @@ def _altered(bench: _Bench, subjects: Sequence[Subject]) -> Iterator[list[Predic
         if isinstance(system, Outcome):
             opened = [system] * len(subjects)
         elif replace(system, pipeline=bench.system.pipeline) != bench.system:
+            if system.boxes != bench.system.boxes:
+                task = _attempt(lambda: bench.plan.task.under(system.boxes), 0)
+                if isinstance(task, Outcome):
+                    yield [task] * len(subjects)
+                    return
+                bench.task = task
             otherwise = replace(system, arithmetic="as-is", graph=()) != bench.system
-            opened = [_attempt(partial(_under, subject, system, otherwise), 0) for subject in subjects]
+            if replace(system, pipeline=bench.system.pipeline, boxes=bench.system.boxes) != bench.system:
+                opened = [_attempt(partial(_under, subject, system, otherwise), 0) for subject in subjects]
     try:
         yield opened
     finally:
@@ -361,15 +379,6 @@ def _access(group: Group, subject: Subject) -> Access | None:
 
 def _finished(store: Store, cell: Cell, retry_failed: bool) -> bool:
     return store.has(cell) and not (retry_failed and store.read(cell).status == "failed")
-
-
-def _difference(first: Picture, second: Picture) -> float:
-    """Mean absolute difference of two pictures in units of 0 to 255."""
-    return float(np.abs(first.pixels.astype(np.int16) - second.pixels.astype(np.int16)).mean())
-
-
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(tensors)) if tensors else torch.empty(0)
 
 
 def _background(task: Task) -> int:

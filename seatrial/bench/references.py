@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seatrial.core.predictor import Predictor
+from seatrial.core.sample import Picture
 from seatrial.core.task import Classification, Task
 
 _LIMIT_BYTES = 500_000_000
@@ -58,6 +59,16 @@ def moved(task: Task, reference: Any, outputs: Any, count: int) -> dict[str, pa.
     if isinstance(task, Classification):
         columns["kl"] = pa.array(task.divergence(reference, outputs), pa.float32())
     return columns
+
+
+def picture_difference(first: Picture, second: Picture) -> float:
+    """Return the mean absolute difference of two pictures in levels of 0 to 255."""
+    return float(np.abs(first.pixels.astype(np.int16) - second.pixels.astype(np.int16)).mean())
+
+
+def unequal_rows(first: pa.Table, second: pa.Table) -> pa.Array:
+    """Return for each row of two tables whether they differ."""
+    return pa.array([a != b for a, b in zip(first.to_pylist(), second.to_pylist(), strict=True)], pa.bool_())
 
 
 def _difference(first: Any, second: Any, count: int) -> Float[np.ndarray, " batch"]:

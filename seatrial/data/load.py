@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -54,6 +56,14 @@ def placed(pipeline: Pipeline, source_px: tuple[int, int]) -> Placement:
 def to_input(picture: Picture) -> Float[Tensor, "3 height width"]:
     """Return the picture as float32 CHW RGB in [0, 1] (torchvision's `ToTensor`)."""
     return torch.from_numpy(np.ascontiguousarray(picture.pixels.transpose(2, 0, 1))).to(torch.float32).div(255)
+
+
+def to_inputs(pictures: Sequence[Picture]) -> Float[Tensor, "batch 3 height width"]:
+    """Return pictures of one size as a batch: `to_input` of each, stacked, with one pass over memory less."""
+    levels = np.empty((len(pictures), 3, *pictures[0].pixels.shape[:2]), dtype=np.uint8)
+    for row, picture in zip(levels, pictures, strict=True):
+        row[...] = picture.pixels.transpose(2, 0, 1)
+    return torch.from_numpy(levels).to(torch.float32).div_(255)
 
 
 def load_input(pipeline: Pipeline, sample: Sample) -> Float[Tensor, "3 height width"]:
