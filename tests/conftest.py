@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from seatrial.data.decode_pyav import pyav_builds
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -27,3 +31,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the shared development data (../shared/data), which this checkout does not have")
     return SHARED
+
+
+@pytest.fixture
+def no_pyav(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """PyAV cannot be imported."""
+    monkeypatch.setitem(sys.modules, "av", None)
+    pyav_builds.cache_clear()
+    yield
+    pyav_builds.cache_clear()

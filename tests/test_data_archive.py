@@ -140,7 +140,8 @@ def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
         (_tar(FILES)[:700], "cannot be read"),
         (_tar(FILES)[:3000] + b"garbage" * 500, "cannot be read"),
         (b"", "cannot be read|is empty"),
-        (b"PK\x03\x04" + b"x" * 2000, "cannot be read"),
+        (b"PK\x03\x04" + b"x" * 2000, "a zip file, as .npz is|cannot be read"),
+        (b"\x93NUMPY" + b"x" * 2000, "a NumPy array; wanted a folder or a tar archive|cannot be read"),
         (b"\0" * 10240, "is empty"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from PIL import Image
 
 from seatrial.core.pipeline import Decoder, Pipeline
 from seatrial.core.sample import Sample
-from seatrial.data import decode_turbo
 from seatrial.data.bad_sample import BadSample
 from seatrial.data.decode import DECODERS, JPEG_DECODERS, decode, library_builds
 from seatrial.data.load import load
@@ -237,11 +237,20 @@ def test_every_size_comes_out_whole(decoder: Decoder, size: tuple[int, int], sub
 
 
 def test_a_missing_codec_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_turbo, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
     for decoder in ("turbo-fast-dct", "turbo-plain-chroma"):
         with pytest.raises(BadInput, match=r"simplejpeg is not installed.*pip install 'seatrial\[codecs\]'"):
             decode(_jpeg(SOURCE), decoder)
     assert decode(_jpeg(SOURCE), "camera-yuv").shape == (47, 65, 3)
+
+
+@pytest.mark.usefixtures("no_pyav")
+def test_pyav_that_cannot_be_imported_is_no_bad_file() -> None:
+    for decoder in ("pyav", "camera-yuv"):
+        with pytest.raises(NotApplicable, match=r"the package av cannot be imported; wanted PyAV .*pip install"):
+            decode(_jpeg(SOURCE), decoder)
+    assert library_builds()["pyav"] == "absent"
+    assert decode(_jpeg(SOURCE), "opencv").shape == (47, 65, 3)
 
 
 def test_builds_name_libjpeg_turbo_or_its_absence() -> None:

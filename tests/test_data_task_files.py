@@ -258,3 +258,28 @@ def test_each_task_opens_its_data(tmp_path: Path) -> None:
         open_task_data(tmp_path, "detections")
     with pytest.raises(BadInput, match="multiple-choice without a tokenizer or a length"):
         open_task_data(tmp_path / "q.jsonl", "multiple-choice")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("a.txt", "0 0.5 0.5 0.2 0.2\n0 0.5 0.5 x 0.2\n", "a.txt, row 2: '0 0.5 0.5 x 0.2'; wanted numbers"),
+        ("a.txt", "\n", "without a single object; wanted annotated objects"),
+        (
+            "a.xml",
+            "<annotation><object><name>cat</name><bndbox><xmin>1</xmin></bndbox></object></annotation>",
+            r"a.xml, object 1 \('cat'\); wanted numbers xmin",
+        ),
+        (
+            "a.json",
+            '{"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 3, "name": "cat"}], "annotations": '
+            '[{"id": 8, "image_id": 1, "category_id": 3, "bbox": [1, 1, "5", 5]}]}',
+            r"a.json, annotation 1 \(id 8\) with the box \[1, 1, '5', 5\]; wanted x, y, width, height",
+        ),
+    ],
+)
+def test_a_broken_object_is_named_by_file_and_row(tmp_path: Path, file: str, content: str, said: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / file).write_text(content)
+    with pytest.raises(BadInput, match=said):
+        open_task_data(tmp_path, "detection")

@@ -60,8 +60,21 @@ def test_one_square_checks_all_attacks_of_a_budget() -> None:
         ("gaussian_noise:x", "NAME:SEVERITY"),
         ("resize", "NAME:OPTION"),
         ("pgb:linf:2/255", "pgd"),
+        ("decoder:pyav+resize:opencv-area+decoder:opencv", "each system noise once around a [+]"),
+        ("decoder:pyav+brightness:1", "system noises around a [+]"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_the_way_out(text: str, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         parse_noise(text)
+
+
+def test_a_noise_of_another_family_is_sent_to_its_list() -> None:
+    with pytest.raises(
+        BadInput, match=r"'brightness' in --system; wanted a noise of the family system.* --corruptions"
+    ):
+        listed("decoder:pyav+brightness:1", "system")
+    with pytest.raises(BadInput, match=r"'square' in --corruptions; .*give it to --attacks"):
+        listed("all,square", "corruption")
+    with pytest.raises(BadInput, match="unknown attack 'nearest'"):
+        listed("nearest", "attack")

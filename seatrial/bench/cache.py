@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import final
@@ -16,12 +16,16 @@ import numpy as np
 from seatrial.bench.atomic import ASIDE, refusal, write_whole
 from seatrial.core.sample import Picture
 
+_HASH_BYTES = 16
+_DAMAGED = "damaged.txt"
+
 
 @final
 class PictureCache:
     """Batches of pictures as uint8 arrays in a folder of at most `limit_bytes`; several processes may share it.
 
-    Law: `get` gives what was put under that key, or None. Nothing depends on it but time.
+    Law: `get` gives what was put under that key, or None. Nothing depends on it but time. What was damaged is
+    remembered for `damage`.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -31,16 +35,20 @@ class PictureCache:
         """Return the pictures (None: a bad sample) and the reasons of the bad ones, or None where they are not kept."""
         path = self._path(key)
         try:
-            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-                pixels, sizes = file["pixels"], file["sizes"]
-                whole, bad = file["whole"], json.loads(bytes(file["bad"]))
-            os.utime(path)
+            stored = path.read_bytes()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            # A damaged entry counts as missing: the pictures are loaded and put again.
-            path.unlink(missing_ok=True)
-            return None
+        except OSError:
+            return self._lost(path)
+        content = stored[:-_HASH_BYTES]
+        # The zip's own sums are too late: they are held against a part once all of it was read, not against its shape.
+        if not content or _hash(content) != stored[-_HASH_BYTES:]:
+            return self._lost(path)
+        with contextlib.suppress(OSError):  # dropped meanwhile, or not ours to touch
+            os.utime(path)
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            pixels, sizes = file["pixels"], file["sizes"]
+            whole, bad = file["whole"], json.loads(bytes(file["bad"]))
         kept = (Picture(array, (int(size[0]), int(size[1]))) for array, size in zip(pixels, sizes, strict=True))
         return [next(kept) if good else None for good in whole], bad
 
@@ -61,6 +69,7 @@ class PictureCache:
             bad=np.frombuffer(json.dumps(dict(bad)).encode(), dtype=np.uint8),
         )
         content = sink.getvalue()
+        content += _hash(content)
         if len(content) > self._limit:
             return
         try:
@@ -69,6 +78,13 @@ class PictureCache:
             write_whole(self._path(key), content)
         except OSError as error:
             raise refusal(self._folder, error) or error from error
+
+    def _lost(self, path: Path) -> None:
+        """Note a damaged entry and let it count as missing: the pictures are loaded and put again."""
+        with contextlib.suppress(OSError):  # on a disk that takes nothing the note is the least that is lost
+            with (self._folder / _DAMAGED).open("a", encoding="utf-8") as notes:
+                notes.write(f"{path.name}\n")
+            path.unlink(missing_ok=True)
 
     def _make_room(self, wanted: int) -> None:
         found = []
@@ -86,3 +102,17 @@ class PictureCache:
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.npz"
+
+
+def damage(folder: Path) -> tuple[str, ...]:
+    """Return what to tell about the cache in `folder`: a line where entries were found damaged, nothing otherwise."""
+    try:
+        names = list(dict.fromkeys((folder / _DAMAGED).read_text(encoding="utf-8").split()))
+    except FileNotFoundError:
+        return ()
+    what = "a cached file was" if len(names) == 1 else f"{len(names)} cached files were"
+    return (f"{what} damaged, first {names[0]}; the pictures were loaded again from the data",)
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_HASH_BYTES).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -15,6 +16,9 @@ from seatrial.bench.plan import Group, Noise, Plan, Subject
 from seatrial.core.cell import Cell, digest, question
 from seatrial.core.noise import Access, Attack
 from seatrial.core.predictor import Predictor
+
+_SUBJECTS = ("variant", "target", "subject", "access")
+"""The parts of a cell's question that its group does not have."""
 
 
 def cell_of(group: Group, subject: Subject, plan: Plan) -> Cell:
@@ -35,6 +39,12 @@ def group_key(group: Group, plan: Plan) -> str:
     So two sweeps that share only some subjects still never compute one cell twice.
     """
     return digest(question(**_parts(group, plan)))
+
+
+def group_of(cell: Cell) -> str:
+    """Return the `group_key` of the group that a cell belongs to."""
+    parts = json.loads(cell.question)
+    return digest(question(**{name: part for name, part in parts.items() if name not in _SUBJECTS}))
 
 
 def victim_of(group: Group, subject: Subject) -> tuple[Predictor | None, Access | None]:

@@ -111,7 +111,7 @@ class Store:
         key = cell if isinstance(cell, str) else cell.key
         path = self._path(key)
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 return _decode(file.read(), path)
         except FileNotFoundError as error:
             raise BadInput(f"no cell {key} in {self.folder}", "a finished cell", "run the sweep again") from error
@@ -240,7 +240,10 @@ def _encode(
     text = json.dumps(about, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     rows = rows.combine_chunks().replace_schema_metadata({_META: text.encode()})
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd", compression_level=3, row_group_size=max(1, rows.num_rows))
+    rows_a_group = max(1, rows.num_rows)
+    pq.write_table(
+        rows, sink, compression="zstd", compression_level=3, row_group_size=rows_a_group, write_page_checksum=True
+    )
     return sink.getvalue().to_pybytes()
 
 

@@ -32,7 +32,8 @@ def progress_bar() -> Iterator[Told]:
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
     )
-    with Progress(*columns, TimeElapsedColumn(), console=ERR, transient=True) as shown:
+    bar = Progress(*columns, TimeElapsedColumn(), console=ERR, transient=True, disable=not ERR.is_terminal)
+    with bar as shown:
         task = shown.add_task("starting", total=None)
 
         def tell(done: int, total: int, text: str) -> None:
@@ -45,7 +46,8 @@ def show_trial(result: TrialResult) -> None:
     """Print the table of a trial, its verdict, warnings, and where the files are."""
     rows = summary_rows(result.data)
     families: list[Family] = [name for name in FAMILIES if any(name in row.changes for row in rows)]
-    table = Table(title=str(result.data["model"]["name"]), caption_justify="left")
+    # Without borders nine columns fit a terminal of 80 characters.
+    table = Table(title=str(result.data["model"]["name"]), box=None, padding=(0, 2, 0, 0), pad_edge=False)
     metric = rows[0].variant.metric if rows else "value"
     for name in ("variant", "target"):
         table.add_column(name, no_wrap=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_map
 
 from seatrial.core.functional import functional_module
 from seatrial.core.predictor import Gift, Inputs, Predictor
@@ -99,7 +100,11 @@ class GraphPredictor(Predictor):
         # Mixed precision as deployments do it: convolutions and matrix products narrow, reductions wide.
         narrow = torch.bfloat16 if self.arithmetic == "bf16" else torch.float16
         with torch.autocast(self.device.split(":")[0], dtype=narrow):
-            return self.graph.module(*tensors).float()
+            return tree_map(_widened, self.graph.module(*tensors))
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def list_tar(path: Path) -> Listing:
 
     Raises BadInput, naming the member, for one that is absolute, climbs out with `..`, is a link, a device or
     another special file, is above 64 MiB or appears twice; and for an archive that is damaged, has more than two
-    million members, or is compressed and above 1 GiB unpacked.
+    million members, or is compressed and above 1 GiB unpacked; and for a zip file or an array.
     """
     files: dict[str, Content] = {}
     folders: set[str] = set()
@@ -103,6 +103,13 @@ class _BoundedReader:
 def _opened(path: Path) -> tuple[bool, IO[bytes]]:
     with open(path, "rb") as file:
         start = file.read(6)
+    if start.startswith((b"PK\x03\x04", b"\x93NUMPY")):
+        kind = "a zip file, as .npz is" if start.startswith(b"PK") else "a NumPy array"
+        raise BadInput(
+            f"{path}, {kind}",
+            "a folder or a tar archive of pictures",
+            "unpack it, or pass (array, label) pairs from Python",
+        )
     if start.startswith(b"\xfd7zXZ\x00"):
         return True, lzma.open(path, "rb")
     if start.startswith(b"\x1f\x8b"):

@@ -25,7 +25,7 @@ from PIL import (
 from seatrial.core.pipeline import Decoder
 from seatrial.data.bad_sample import BadSample
 from seatrial.data.decode_camera import decode_camera
-from seatrial.data.decode_pyav import PYAV_CODECS, decode_pyav
+from seatrial.data.decode_pyav import PYAV_CODECS, decode_pyav, pyav_builds
 from seatrial.data.decode_turbo import decode_turbo, turbo_builds
 from seatrial.errors import BadInput, NotApplicable, unknown_name
 
@@ -60,7 +60,8 @@ def decode(encoded: bytes, decoder: Decoder = "pillow", *, upright: bool = True)
     What a GIF shows where it is transparent is left to each library.
     Raises BadSample for an empty, corrupt or truncated file, for one above 100 megapixels (before decoding) and for
     32-bit pixels; NotApplicable where the decoder does not take the format (`turbo-*` and `camera-yuv` take JPEG
-    alone); BadInput for an unknown decoder and where the package behind `turbo-*` is not installed.
+    alone) or PyAV cannot be imported; BadInput for an unknown decoder and where the package behind `turbo-*` is not
+    installed.
     """
     if decoder not in DECODERS:
         raise unknown_name("decoder", decoder, DECODERS)
@@ -99,12 +100,7 @@ def library_builds() -> dict[str, str]:
     }
     stated = re.search(r"^\s*JPEG:\s*(.+)$", cv2.getBuildInformation(), re.MULTILINE)
     found["opencv-jpeg"] = stated[1].strip() if stated else "unknown"
-    import av
-
-    found["pyav"] = av.__version__
-    for library in ("libavcodec", "libswscale"):
-        found[library] = ".".join(str(part) for part in av.library_versions[library])
-    return found | turbo_builds() | {"torch": version("torch")}
+    return found | pyav_builds() | turbo_builds() | {"torch": version("torch")}
 
 
 def _open(encoded: bytes) -> ImageFile.ImageFile:

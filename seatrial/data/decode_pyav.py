@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +24,13 @@ def decode_pyav(encoded: bytes, image_format: str) -> UInt8[np.ndarray, "height 
 def pyav_frame(encoded: bytes, image_format: str) -> VideoFrame:
     """Return the first frame of a file in the pixel format of the file itself.
 
-    Raises NotApplicable where PyAV has no decoder for the format or its decoder refuses the file.
+    Raises NotApplicable where PyAV cannot be imported, has no decoder for the format or its decoder refuses the file.
     """
+    if pyav_builds()["pyav"] == "absent":
+        raise NotApplicable(
+            "the package av cannot be imported; wanted PyAV for the decoders pyav and camera-yuv;"
+            " run: pip install --force-reinstall av"
+        )
     import av
     from av.error import FFmpegError
     from av.video.codeccontext import VideoCodecContext
@@ -41,3 +47,14 @@ def pyav_frame(encoded: bytes, image_format: str) -> VideoFrame:
     if not frames:
         raise NotApplicable(f"PyAV finds no picture in this {image_format} file")
     return frames[0]
+
+
+@cache
+def pyav_builds() -> dict[str, str]:
+    """Return the versions of PyAV and of the libraries of FFmpeg inside it, or `absent`."""
+    try:
+        import av
+    except ImportError:
+        return {"pyav": "absent"}
+    libraries = {name: ".".join(map(str, av.library_versions[name])) for name in ("libavcodec", "libswscale")}
+    return {"pyav": av.__version__} | libraries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,8 +38,10 @@ def decode_turbo(encoded: bytes, *, fast_dct: bool, plain_chroma: bool) -> UInt8
 
 
 def turbo_missing() -> BadInput | None:
-    """Return the error to raise where simplejpeg is not installed, else None."""
-    if find_spec("simplejpeg") is None:
+    """Return the error to raise where simplejpeg cannot be imported, else None."""
+    try:
+        import simplejpeg  # noqa: F401  (found is not enough: a broken installation is no codec either)
+    except ImportError:
         return missing_extra("simplejpeg", "codecs", "the decoders turbo-fast-dct and turbo-plain-chroma")
     return None
 
@@ -47,15 +49,13 @@ def turbo_missing() -> BadInput | None:
 @cache
 def turbo_builds() -> dict[str, str]:
     """Return the version of simplejpeg and of the libjpeg-turbo inside it, or `absent`."""
-    try:
-        found = version("simplejpeg")
-    except PackageNotFoundError:
+    if turbo_missing() is not None:
         return {"simplejpeg": "absent"}
     # The library states its version in a string and offers no function that returns it.
     spec = find_spec("simplejpeg._jpeg")
     content = Path(spec.origin).read_bytes() if spec is not None and spec.origin else b""
     stated = re.search(rb"libjpeg-turbo version (\d[\w.]*)", content)
     return {
-        "simplejpeg": found,
+        "simplejpeg": version("simplejpeg"),
         "simplejpeg-jpeg": f"libjpeg-turbo {stated[1].decode()}" if stated else "unknown",
     }

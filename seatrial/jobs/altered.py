@@ -163,6 +163,10 @@ class Altered:
                 raise NotApplicable("this CPU does not execute bf16")
             hint = {"hint": "bf16"}
         artefact = self.artefact
+        if wanted == "int8" and self.graph is None:
+            raise NotApplicable(
+                f"{self.name} is a deployed file: its arithmetic is as it is; ask for int8 of the float original"
+            )
         if wanted == "int8" and artefact.bits != "float32":
             raise NotApplicable(f"{self.name} on {self.target} is narrowed already; ask for int8 of the float variant")
         if edits or wanted == "int8":

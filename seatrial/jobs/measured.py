@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from seatrial.bench.plan import Plan
+from seatrial.bench.question import group_key, group_of
 from seatrial.bench.store import Entry, Store
 from seatrial.core.chance import generator
 from seatrial.core.noise import NoiseSpec
@@ -34,20 +35,14 @@ class Cells:
         """Read from the store what belongs to this plan, in the order of the variants and of its noises."""
         variants = tuple(variants)
         digests = {variant.digest: variant.label for variant in variants}
-        specs = [group.spec for group in plan.groups]
+        specs = {group_key(group, plan): group.spec for group in plan.groups}
         found = {}
         for entry in store.cells():
-            asked = entry.question
-            label = digests.get(asked.get("subject", ""))
-            same = (asked["data"], asked["seed"], asked["batch"], asked["threads"]) == (
-                plan.dataset.digest,
-                plan.seed,
-                plan.batch,
-                plan.threads,
-            )
-            if label is not None and same and asked["libraries"] == dict(plan.libraries) and entry.cell.noise in specs:
-                found[label, entry.cell.noise] = store.read(entry.cell)
-        ordered = ((variant.label, spec) for variant in variants for spec in specs)
+            label, key = digests.get(entry.question.get("subject", "")), group_of(entry.cell)
+            # The whole question: a folder may hold cells of another pipeline, or of Square with other queries.
+            if label is not None and key in specs:
+                found[label, specs[key]] = store.read(entry.cell)
+        ordered = ((variant.label, spec) for variant in variants for spec in specs.values())
         return Cells({asked: found[asked] for asked in ordered if asked in found})
 
     def records(self, label: str, noise: NoiseSpec | None = None) -> pa.Table | None:

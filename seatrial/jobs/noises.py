@@ -105,10 +105,20 @@ def listed(text: str, family: str) -> tuple[str, ...]:
             found += [f"{name}:{choice}" for name, entry in names.items() for choice in entry.choices]
             continue
         for piece in part.split("+"):
-            if piece.partition(":")[0] not in known:
-                raise unknown_name(family, piece.partition(":")[0], known)
+            name = piece.partition(":")[0].strip()
+            if name not in known:
+                raise _stranger(name, family)
         found.append(part)
     return tuple(found)
+
+
+def _stranger(name: str, family: str) -> BadInput:
+    """Return the error for a name that is not of a family: where it belongs, else the nearest of the family."""
+    other = next((entry.family for entry in ENTRIES if entry.name == name and entry.family in NOISE_FAMILIES), None)
+    if other is None:
+        return unknown_name(family, name, entries(family))
+    lists = {"attack": "--attacks", "corruption": "--corruptions", "system": "--system"}
+    return BadInput(f"'{name}' in {lists[family]}", f"a noise of the family {family}", f"give it to {lists[other]}")
 
 
 def parse_noise(text: str) -> Row:
@@ -124,6 +134,8 @@ def parse_noise(text: str) -> Row:
     rows = [_single(part) for part in parts]
     if any(spec.family != "system" for spec, _ in rows):
         raise BadInput(f"noise '{text}'", "system noises around a +", "ask for attacks and corruptions one by one")
+    if len({spec.name for spec, _ in rows}) < len(rows):
+        raise BadInput(f"noise '{text}'", "each system noise once around a +", "leave all but one of its options out")
     spec = NoiseSpec("system", "+".join(s.name for s, _ in rows), option="+".join(str(s.option) for s, _ in rows))
     return spec, partial(_chain, tuple(maker for _, maker in rows))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from seatrial.bench.cache import damage
 from seatrial.bench.plan import Plan
 from seatrial.bench.store import Entry, Store
 from seatrial.bench.sweep import sweep
@@ -26,13 +27,23 @@ from seatrial.jobs.planned import clean_plan, noisy_plan
 from seatrial.jobs.result import write_text
 from seatrial.jobs.robust_cells import cell_data
 from seatrial.jobs.settings import Settings
-from seatrial.jobs.subject import Subject, open_subject
-from seatrial.jobs.variants import SIMULATION, OpenVariants, Variant, build, build_artefact, float_only, usable_target
+from seatrial.jobs.subject import Subject, open_subject, told_apart
+from seatrial.jobs.variants import (
+    SIMULATION,
+    OpenVariants,
+    Variant,
+    artefact_targets,
+    build,
+    build_artefact,
+    float_only,
+    usable_target,
+)
 from seatrial.metrics.masking import masking_findings
 from seatrial.metrics.summary import summarize
 from seatrial.metrics.systematic import worst_options
 from seatrial.models.artefact import ArtefactModel
-from seatrial.models.opened import Model
+from seatrial.models.opened import Model, is_artefact
+from seatrial.noise.ball import budget
 from seatrial.numerics.batch_norm import fold_batch_norm
 from seatrial.report.robustness_page import render_robustness
 
@@ -68,24 +79,26 @@ def asked(
 
     Attacks that climb gradients come with their checks (see `with_checks`). The quick profile attacks 256 samples.
     """
+    if attack_samples is not None and attack_samples < 1:
+        raise BadInput(f"--attack-limit {attack_samples}", "at least 1", "give a larger number, or --attacks none")
     quick = profile == "quick"
-    wanted = profile_texts(profile, "attack", gradients=gradients) if attacks is None else listed(attacks, "attack")
-    found = with_checks(wanted, queries=QUICK_QUERIES if quick else None)
-    natural = profile_texts(profile, "corruption", gradients=gradients)
-    odd = profile_texts(profile, "system", gradients=gradients)
-    chosen = Asked(
-        found,
-        natural if corruptions is None else listed(corruptions, "corruption"),
-        odd if system is None else listed(system, "system"),
-        QUICK_SAMPLES if quick and attack_samples is None else attack_samples,
-    )
-    for text in (*chosen.attacks, *chosen.corruptions, *chosen.system):
-        parse_noise(text)
-    return chosen
+
+    def chosen(family: str, given: str | None) -> tuple[str, ...]:
+        texts = profile_texts(profile, family, gradients=gradients) if given is None else listed(given, family)
+        found = dict[NoiseSpec, str]()
+        for text in texts:
+            spec, _ = parse_noise(text)
+            if found.setdefault(spec, text) != text:
+                raise BadInput(f"'{found[spec]}' and '{text}'", "one number of queries", "leave one of them out")
+        return tuple(found.values())
+
+    hostile = with_checks(chosen("attack", attacks), queries=QUICK_QUERIES if quick else None)
+    natural, odd = chosen("corruption", corruptions), chosen("system", system)
+    return Asked(hostile, natural, odd, QUICK_SAMPLES if quick and attack_samples is None else attack_samples)
 
 
 def robustness(
-    models: Sequence[str | Path | nn.Module],
+    models: str | Path | nn.Module | Sequence[str | Path | nn.Module],
     data: str | Path | Iterable[Any] | None = None,
     *,
     profile: str = "quick",
@@ -101,27 +114,33 @@ def robustness(
 ) -> dict[str, Any]:
     """Return how each model, its quantized variant and its deployed files hold under the three families of noise.
 
-    models: as on the command line, or eager modules; a float model is quantized to `settings.bits` ("float": not at
-    all) and deployed on the targets of `settings.target` ("auto": ONNX Runtime; several with commas); a deployed file
-    runs as it is. profile: `quick`, `robustmq`, `sysnoise`, `full`; the lists replace a family of it. Writes the
-    store, `report.html` and `robustness.json` to `out`; the same call goes on where a stopped one was.
+    models: one or more, as on the command line, or eager modules; a float model is quantized to `settings.bits`
+    ("float": not at all) and deployed on the targets of `settings.target` ("auto": ONNX Runtime; several with commas);
+    a deployed file runs as it is, on the samples that networks beside it are judged on. profile: `quick`, `robustmq`,
+    `sysnoise`, `full`; the lists replace a family of it. Writes the store, `report.html` and `robustness.json` to
+    `out`; the same call goes on where a stopped one was.
 
-    Raises BadInput with what to do: unknown names, attacks that no model of the run can be put through, bad data.
+    Raises BadInput with what to do, before anything is computed: unknown names, a model twice, attacks that no model of
+    the run can be put through, budgets that hold every picture, targets that are not there, bad data.
     """
     settings = replace(settings or Settings(), **options)
-    if not models:
+    several = [models] if isinstance(models, (str, Path, nn.Module)) else list(models)
+    if not several:
         raise BadInput("no model", "at least one", "name a model")
-    opened = [
-        open_subject(
-            model,
-            data,
-            settings,
-            overrides=dict(overrides or {}),
-            calibrate=settings.bits != "float",
-            progress=progress,
-        )
-        for model in models
-    ]
+    opened = told_apart(
+        [
+            open_subject(
+                model,
+                data,
+                settings,
+                overrides=dict(overrides or {}),
+                calibrate=settings.bits != "float",
+                held_out=not all(is_artefact(other) for other in several),
+                progress=progress,
+            )
+            for model in several
+        ]
+    )
     gradients = any(isinstance(subject.model, Model) for subject in opened)
     wanted = asked(
         profile,
@@ -133,6 +152,7 @@ def robustness(
     )
     if attacks is not None and not gradients:
         _refuse_gradients(wanted.attacks, opened)
+    _check(opened, wanted, settings)
     folder = Path(out) if out is not None else Path(f"robustness-{_question(opened, wanted, settings)}")
     folder = folder.resolve()
     store = Store(folder / "store")
@@ -150,16 +170,17 @@ def robustness(
         extras["pictures"] = extras["pictures"] or found.pictures
     first = opened[0]
     samples = len(first.evaluation)
+    attacked = min(wanted.attack_samples or samples, samples) if wanted.attacks else 0
     result: dict[str, Any] = {
         "profile": profile,
         "models": [subject.model_data for subject in opened],
-        "data": {**first.data_data, "n_attacks": min(wanted.attack_samples or samples, samples)},
+        "data": {**first.data_data, "n_attacks": attacked},
         "machine": asdict(this_machine(settings.used_threads)),
         "seed": settings.seed,
         "cells": cells,
         "summary": summary,
         "masking": masked,
-        "warnings": list(dict.fromkeys(warnings)),
+        "warnings": list(dict.fromkeys([*warnings, *damage(store.folder / "cache")])),
         "store": str(store.folder),
         "report": str(folder / "report.html"),
     }
@@ -242,16 +263,14 @@ def _variants(
     subject: Subject, folder: Path, settings: Settings, progress: Tell | None
 ) -> tuple[tuple[Variant, ...], list[str]]:
     """Return the variants on every target asked for; a simulation stands once, for the first target."""
-    names = ["onnxruntime"] if settings.target == "auto" else settings.target.split(",")
     if isinstance(subject.model, ArtefactModel):
-        runtime = "auto" if settings.target in ("auto", SIMULATION) or len(names) > 1 else names[0]
-        built = build_artefact(subject.model, runtime)
+        built = build_artefact(subject.model, _runtimes(settings))
         return built.variants, list(built.warnings)
     graph = fold_batch_norm(subject.model.graph)
     batches = [] if settings.bits == "float" else subject.calibration_batches()
     found: dict[str, Variant] = {}
     warnings: list[str] = []
-    for name in names:
+    for name in _targets(settings):
         target = usable_target(name)
         if progress is not None:
             progress(0, 0, f"building for {name}")
@@ -294,13 +313,35 @@ def _pictures(plans: Sequence[Plan], opener: OpenVariants) -> list[dict[str, Any
     return clean + [row for row in shown if row["noise"] is not None]
 
 
+def _check(opened: Sequence[Subject], wanted: Asked, settings: Settings) -> None:
+    """Raise BadInput for what would end the run in its middle: targets, and budgets for the size of the pictures."""
+    for subject in opened:
+        if isinstance(subject.model, ArtefactModel):
+            artefact_targets(subject.model, _runtimes(settings))
+        else:
+            for name in _targets(settings):
+                usable_target(name)
+        for text in wanted.attacks:
+            spec, _ = parse_noise(text)
+            budget(str(spec.norm), str(spec.severity), (3, *subject.pipeline.crop_px))
+
+
+def _targets(settings: Settings) -> list[str]:
+    return ["onnxruntime"] if settings.target == "auto" else settings.target.split(",")
+
+
+def _runtimes(settings: Settings) -> str:
+    """Return what `settings.target` wishes for a deployed file, which no simulation opens."""
+    return "auto" if settings.target == SIMULATION else settings.target
+
+
 def _refuse_gradients(texts: Iterable[str], opened: Sequence[Subject]) -> None:
     known = entries("attack")
     needing = sorted({name for name in (text.partition(":")[0] for text in texts) if known[name].needs == "gradients"})
     if needing:
         working = ", ".join(name for name, entry in known.items() if entry.needs != "gradients")
         raise BadInput(
-            f"{', '.join(needing)} on {', '.join(s.model.name for s in opened)}, which give no gradients",
+            f"{', '.join(needing)} on {', '.join(s.model.name for s in opened)}: a deployed file gives no gradients",
             f"attacks on scores or labels: {working}",
             "ask for those, or add the float original to the run",
         )

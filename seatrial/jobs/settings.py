@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ class Settings:
         ):
             if value < least:
                 raise BadInput(f"{name} {value}", f"at least {least}", "give a larger number")
+        if not 0 <= self.cache_gb < math.inf:  # refuses what is no number, too
+            raise BadInput(f"--cache-gb {self.cache_gb:g}", "0 or more gigabytes", "leave it out for no cache")
         if not 0 <= self.max_bad <= 1:
             raise BadInput(f"--max-bad {self.max_bad}", "a share from 0 to 1, or a percentage", "write for example 1%")
         if self.equalization not in ("none", "depthwise", "cross-layer"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from seatrial.models.opened import Model, open_model
 
 Samples = ImageSet | ArraySet
 _BATCH = 32
+_UNCALIBRATED = "none: nothing is quantized"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +82,14 @@ def open_subject(
     *,
     overrides: dict[str, Any] | None = None,
     calibrate: bool = True,
+    held_out: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Subject:
     """Open a model and its data, match labels, leave out bad samples, and divide off the calibration samples.
 
     `overrides` go to `open_model` (weights, mean, std, resize, crop, interpolation, input_size, classes). Without
-    `data` the built-in digits are used. Raises BadInput with what to do.
+    `data` the built-in digits are used. A deployed file is not calibrated and gets all samples, unless `held_out`
+    takes away those of the networks that it stands beside. Raises BadInput with what to do.
     """
     options = dict(overrides or {})
     classes = options.get("classes")
@@ -116,12 +119,14 @@ def open_subject(
         max_bad=settings.max_bad,
         progress=None if progress is None else lambda done, total: progress(done, total, "reading the pictures"),
     )
-    calibration, evaluation, note = _divided(good, settings, labels, opened, calibrate)
+    calibrate = calibrate and (held_out or isinstance(opened, Model))
+    calibration, evaluation, note = _divided(good, settings, labels) if calibrate else (None, good, _UNCALIBRATED)
     if settings.limit is not None and settings.limit < len(evaluation):
         evaluation = limit(evaluation, settings.limit, seed=settings.seed)
     warnings = [*opened.warnings, *getattr(whole, "notes", ())]
     if bad:
-        warnings.append(f"{len(bad)} of {len(whole)} samples are bad and were left out: {bad[0][0]} ({bad[0][1]})")
+        those = "is bad and was" if len(bad) == 1 else "are bad and were"
+        warnings.append(f"{len(bad)} of {len(whole)} samples {those} left out, first {bad[0][0]} ({bad[0][1]})")
     probabilities = isinstance(opened, ArtefactModel) and opened.probabilities
     if isinstance(opened, ArtefactModel):
         opened = with_labels(opened, labels)
@@ -155,11 +160,31 @@ def _labels(opened: Model | ArtefactModel, data: Samples, n_outputs: int | None)
     return fit_labels(opened.labels, n_outputs, max(named, max(data.labels) + 1))
 
 
-def _divided(
-    good: Samples, settings: Settings, labels: LabelMap, opened: Model | ArtefactModel, calibrate: bool
-) -> tuple[Samples | None, Samples, str]:
-    if not calibrate or isinstance(opened, ArtefactModel):
-        return None, good, "none: nothing is quantized"
+def told_apart(subjects: Sequence[Subject]) -> list[Subject]:
+    """Return the subjects with different names: those of one name are called by the end of their source that differs.
+
+    Raises BadInput for a model that is there twice.
+    """
+    found: list[Subject] = []
+    for index, subject in enumerate(subjects):
+        model = subject.model
+        others = [other.model for other in subjects if other is not subject and other.model.name == model.name]
+        if any((other.source, other.digest) == (model.source, model.digest) for other in others):
+            raise BadInput(f"'{model.source}' twice", "each model once", "leave one out")
+        if others:
+            name = _ending(Path(model.source), [Path(other.source) for other in others]) or f"{model.name} {index + 1}"
+            subject = replace(subject, model=replace(model, name=name))
+        found.append(subject)
+    return found
+
+
+def _ending(path: Path, others: Sequence[Path]) -> str | None:
+    """Return the shortest end of a path that no other one has, None where there is none."""
+    ends = ((path.parts[-depth:], depth) for depth in range(1, len(path.parts) + 1))
+    return next(("/".join(end) for end, depth in ends if all(other.parts[-depth:] != end for other in others)), None)
+
+
+def _divided(good: Samples, settings: Settings, labels: LabelMap) -> tuple[Samples | None, Samples, str]:
     if settings.calibration is not None:
         pool: Samples = open_data(
             settings.calibration, class_names=labels.names or None, wnids=labels.wnids or None, n_classes=None

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from seatrial.bench.cache import damage
 from seatrial.bench.plan import Plan
 from seatrial.bench.store import Store
 from seatrial.bench.sweep import sweep
@@ -116,7 +117,7 @@ def trial(
         },
         "machine": asdict(this_machine(settings.used_threads)),
         "variants": shown,
-        "warnings": warnings,
+        "warnings": [*warnings, *damage(store.folder / "cache")],
         "store": str(store.folder),
         "report": str(folder / "report.html"),
     }

@@ -185,19 +185,30 @@ def float_only(graph: Graph, target: Target, folder: Path) -> Built:
     return Built(target.name, tuple(variants))
 
 
-def build_artefact(model: ArtefactModel, wanted: str) -> Built:
-    """Return the one variant of a deployed file on every runtime that is installed and can open it, or on `wanted`."""
+def artefact_targets(model: ArtefactModel, wanted: str) -> list[str]:
+    """Return the runtimes that try a deployed file: of `wanted` (names with commas) those for its format, or every
+    installed one (`auto`).
+
+    Raises BadInput where no runtime is left, and where one that was named is not installed.
+    """
+    names = ("onnxruntime", "openvino") if model.format == "onnx" else ("litert", "openvino")
     if wanted == "auto":
-        names = ("onnxruntime", "openvino") if model.format == "onnx" else ("litert", "openvino")
         found = [name for name in names if load(entries("target")[name]).installed()]
+        install = f"run: pip install 'seatrial[{names[-1]}]'"
         if not found:
-            raise BadInput(
-                f"no runtime for {model.path.name}",
-                f"one of {', '.join(names)}",
-                f"run: pip install 'seatrial[{names[-1]}]'",
-            )
-    else:
-        found = [wanted]
+            raise BadInput(f"no runtime for {model.path.name}", f"one of {', '.join(names)}", install)
+        return found
+    found = [name for name in wanted.split(",") if name in names]
+    if not found:
+        raise BadInput(f"--target {wanted} for {model.path.name}", f"one of {', '.join(names)}", "name one, or auto")
+    for name in found:
+        usable_target(name)
+    return found
+
+
+def build_artefact(model: ArtefactModel, wanted: str) -> Built:
+    """Return the one variant of a deployed file on each of its `artefact_targets`."""
+    found = artefact_targets(model, wanted)
     artefact = foreign_artefact(model)
     variants = tuple(Variant("deployed", name, artefact) for name in found)
     limit = 2 ** (weight_bits_cap() - 1)

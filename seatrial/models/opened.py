@@ -61,6 +61,11 @@ class Model:
         return self.pipeline
 
 
+def is_artefact(name: str | Path | nn.Module) -> bool:
+    """Return whether a model as `open_model` takes it is a deployed file."""
+    return not isinstance(name, nn.Module) and Path(name).suffix.lower() in (".onnx", ".tflite")
+
+
 def open_model(
     name: str | Path | nn.Module,
     *,
@@ -88,12 +93,11 @@ def open_model(
         found = _refitted(from_module(name), chosen)
         return _captured(type(name).__name__, type(name).__qualname__, found, chosen, user, names)
     text = str(name)
-    ending = Path(text).suffix.lower()
-    if ending in (".onnx", ".tflite"):
+    if is_artefact(text):
         if chosen is not None:
             raise BadInput(f"--weights for '{text}'", "a network without weights of its own", "leave --weights out")
         return open_artefact(Path(text), user, names)
-    if ending == ".pt2":
+    if Path(text).suffix.lower() == ".pt2":
         return _from_pt2(Path(text), chosen, user, names)
     prefix, _, rest = text.partition(":")
     sources: dict[str, Callable[[str, Weights, tuple[int, int] | None], Found]] = {
