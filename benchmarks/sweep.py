@@ -39,7 +39,11 @@ from seatrial.numerics.batch_norm import fold_batch_norm
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 NOISES = ("gaussian_noise:3", "jpeg_compression:3", "decoder:pyav")
-MANY = (*NOISES, "contrast:3", "brightness:3", "defocus_blur:3", "color:nv12-exact")
+MANY = (
+    *NOISES,
+    "color:nv12-exact",
+    *(f"{name}:3" for name in ("contrast", "brightness", "defocus_blur", "fog", "pixelate", "snow", "frost")),
+)
 MOST_OVERHEAD, LEAST_GAIN = 0.05, 1.6
 
 

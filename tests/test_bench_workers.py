@@ -31,6 +31,22 @@ def test_local_processes_give_the_same_files(alone: Store, tmp_path: Path) -> No
     assert [done for done, *_ in seen] == list(range(1, 10))
 
 
+def test_long_groups_are_dealt_first_to_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dealt: list[int] = []
+
+    def deal(_opener: object, _plan: object, _folder: object, agenda: Agenda, **_: object) -> None:
+        dealt.extend(agenda.take()[0] for _ in range(len(agenda)))
+
+    monkeypatch.setattr("seatrial.bench.sweep.run_in_processes", deal)
+    plan = a_plan()
+    sweep(Fleet(), plan, Store(tmp_path), jobs=2)
+    assert sorted(dealt) == list(range(len(plan.groups)))
+    families = [None if (spec := plan.groups[index].spec) is None else spec.family for index in dealt]
+    ranks = [(None, "attack", "system", "corruption").index(family) for family in families]
+    assert ranks == sorted(ranks)
+    assert len(set(ranks)) == 4
+
+
 def test_faults_of_local_processes_reach_the_caller(tmp_path: Path) -> None:
     wrong = BadInput("this", "that", "do it")
     for fleet, error, said in (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from seatrial.bench.cluster import run_on_cluster
-from seatrial.bench.plan import Plan
+from seatrial.bench.plan import Group, Plan
 from seatrial.bench.processes import run_in_processes
 from seatrial.bench.store import Store
 from seatrial.bench.worker import Agenda, OpenSubjects, Worker
@@ -32,7 +32,9 @@ def sweep(
     """
     if jobs < 1:
         raise BadInput(f"{jobs} jobs", "at least 1", "give --jobs a positive number")
-    agenda = Agenda([str(group) for group in plan.groups], progress)
+    groups = plan.groups
+    alone = jobs == 1 and ray_address is None
+    agenda = Agenda([str(group) for group in groups], progress, None if alone else _heaviest_first(groups))
     if ray_address is not None:
         run_on_cluster(open_subjects, plan, store.folder, agenda, address=ray_address, retry_failed=retry_failed)
         return
@@ -46,3 +48,12 @@ def sweep(
             agenda.settle(index, worker.run(index, patient))
     finally:
         worker.close()
+
+
+def _heaviest_first(groups: Sequence[Group]) -> list[int]:
+    """Return the indices of groups so that no long one is left to a single worker at the end: clean data, then attacks.
+
+    System noises load every picture twice, corruptions once.
+    """
+    weights = {None: 0, "attack": 1, "system": 2, "corruption": 3}
+    return sorted(range(len(groups)), key=lambda index: weights[spec.family if (spec := groups[index].spec) else None])

@@ -51,11 +51,19 @@ class Worker:
 
 @final
 class Agenda:
-    """Which group comes next: those that another process has are put off, and waited for at the end."""
+    """Which group comes next: those that another process has are put off, and waited for at the end.
 
-    def __init__(self, names: Sequence[str], progress: Callable[[int, int, str], None] | None) -> None:
+    `order` holds the indices of all groups as they are to be dealt; None: as they come.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        progress: Callable[[int, int, str], None] | None,
+        order: Sequence[int] | None = None,
+    ) -> None:
         self._names, self._progress = names, progress
-        self._open = deque((index, False) for index in range(len(names)))
+        self._open = deque((index, False) for index in (range(len(names)) if order is None else order))
         self._done = 0
 
     def __len__(self) -> int:
