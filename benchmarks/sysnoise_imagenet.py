@@ -5,8 +5,9 @@
 SqueezeNet 1.1, MobileNetV1 0.25, MobileNetV2 and EtinyNet go through `seatrial robustness` as float and W8A8 on ONNX
 Runtime and OpenVINO. Decoders, resizes and the chain of the combined drop are asked on the 120 pictures of original
 size (probably training pictures: changes count there, accuracy does not), everything that does not hang on the size of
-a picture again on validation pictures of 227 pixels. The cache keeps each run, so that a killed one goes on. Writes all
-cells and chains as CSV and prints the tables of the study. Needs the development data.
+a picture again on validation pictures of 227 pixels. At 224 pixels all of SqueezeNet's pools divide evenly, so its ceil
+mode is asked once more at 227, from its safetensors file. The cache keeps each run, so that a killed one goes on. Writes
+all cells and chains as CSV and prints the tables of the study. Needs the development data.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ PICTURES = {
     "original": ("imagenet_original_120", f"decoder,{','.join(f'resize:{name}' for name in RESIZES)},{ANY_SIZE}"),
     "validation": ("imagenet_val_800", ANY_SIZE),
 }
+AT_227 = "squeezenet1_1 at 227 px"
 RUNTIMES = ("onnxruntime", "openvino")
 CELL = ("pictures", "model", "variant", "target", "name", "option", "status", "n", "clean", "value", "low", "high")
 MOVED = (
@@ -53,8 +55,14 @@ CHAIN = ("pictures", "model", "variant", "target", "step", "noise", "option", "v
 def run(name: str, pictures: str, given: argparse.Namespace) -> dict[str, Any]:
     """Return the JSON of one model on one set of pictures."""
     data, system = PICTURES[pictures]
+    model: str | Path = given.shared / "models" / f"{name}.pt2"
+    overrides: dict[str, Any] = {}
+    if name == AT_227:
+        model, system = "torchvision:squeezenet1_1", "ceil_mode"
+        weights = given.shared / "models" / "squeezenet1_1_imagenet.safetensors"
+        overrides = {"weights": weights, "input_size": (227, 227)}
     return seatrial.robustness(
-        [given.shared / "models" / f"{name}.pt2"],
+        [model],
         given.shared / data,
         attacks="none",
         corruptions="none",
@@ -63,7 +71,8 @@ def run(name: str, pictures: str, given: argparse.Namespace) -> dict[str, Any]:
         calibration=str(given.shared / ("imagenet_val_800" if pictures == "original" else "imagenet_original_120")),
         limit=given.limit,
         batch=32,
-        out=given.cache / f"{name}-{pictures}",
+        out=given.cache / f"{name}-{pictures}".replace(" ", "-"),
+        overrides=overrides,
         progress=lambda done, of, text: _told(f"{name} {pictures}: {done} of {of}: {text}"),
     )
 
@@ -73,10 +82,10 @@ def _told(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def cell_rows(found: dict[str, Any], pictures: str) -> Iterable[dict[str, Any]]:
+def cell_rows(found: dict[str, Any], pictures: str, name: str) -> Iterable[dict[str, Any]]:
     """Return the cells as flat rows: each mean with its interval in three columns."""
     for cell in found["cells"]:
-        row = {"pictures": pictures, **{key: cell[key] for key in CELL[1:]}}
+        row = {"pictures": pictures, **{key: cell[key] for key in CELL[1:]}, "model": name}
         row |= {key: cell[key] for key in MOVED[:3]}
         for key in ("churn", "kl", "picture_difference"):
             value = cell[key] or {"value": None, "low": None, "high": None}
@@ -183,9 +192,9 @@ def main() -> None:
     cells: list[dict[str, Any]] = []
     chains: list[dict[str, Any]] = []
     for pictures in given.pictures:
-        for name in given.models:
+        for name in [*given.models, *([AT_227] if pictures == "validation" else [])]:
             found = run(name, pictures, given)
-            cells += cell_rows(found, pictures)
+            cells += cell_rows(found, pictures, name)
             chains += chain_rows(found, pictures)
             write(given.out / "sysnoise_imagenet_cells.csv", cells)
             if chains:
