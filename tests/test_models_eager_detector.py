@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
@@ -14,13 +15,19 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
+from seatrial.bench.plan import Plan, Subject
+from seatrial.bench.store import Store
+from seatrial.bench.sweep import sweep
 from seatrial.core.detection import Detection
 from seatrial.core.instance_segmentation import InstanceSegmentation
+from seatrial.core.pipeline import Pipeline, Resize
 from seatrial.core.runs import mask_of, runs_of
 from seatrial.core.sample import Picture, Placement, Sample
 from seatrial.core.task import LabelMap
 from seatrial.core.truth import Objects
+from seatrial.data.task_files import open_task_data
 from seatrial.errors import BadInput, NotApplicable
+from seatrial.jobs.noises import parse_noise, text_of
 from seatrial.models.eager_detector import EagerDetector, open_detector
 from seatrial.models.names import RANDOM
 
@@ -105,6 +112,34 @@ def test_only_far_corners_move_in_the_other_convention() -> None:
         EagerDetector(lambda pictures: []).under("decode")
     with pytest.raises(NotApplicable, match="Identity has no box coder"):
         EagerDetector(nn.Identity()).under("decode")
+
+
+def test_a_sweep_alters_what_the_detector_alone_can_alter(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    image = (pictures()[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "images" / "a.png")
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    texts = ("box_offset:decode", "box_offset:everywhere", "ceil_mode:ceil", "upsample:bilinear", "precision:bf16")
+    noises = (*texts, "precision:int8", "box_offset:decode+precision:bf16")
+    detector = EagerDetector(tiny_segmenter())
+    plan = Plan(
+        model="tiny",
+        dataset=open_task_data(tmp_path, "detection", class_names=["cat", "dog"]),
+        pipeline=Pipeline((SIDE, SIDE), Resize()),
+        task=Detection(labels=LabelMap(("cat", "dog"), background=1)),
+        noises=tuple(parse_noise(text) for text in noises),
+    )
+    store = Store(tmp_path / "store")
+    sweep(lambda: [Subject("tiny", "eager", detector, "tiny", alter=detector.alter)], plan, store)
+    cells = {text_of(e.cell.noise): store.read(e.cell) for e in store.cells() if e.cell.noise is not None}
+    status = {text: cells[text].status for text in noises}
+    assert status.pop("box_offset:everywhere") == status.pop("precision:int8") == "not-applicable"
+    # Its backbone has no pool and enlarges nothing.
+    assert status.pop("ceil_mode:ceil") == status.pop("upsample:bilinear") == "not-applicable"
+    assert "no operator that ceil_mode could change" in str(cells["ceil_mode:ceil"].reason)
+    assert set(status.values()) == {"done"}
+    assert cells["precision:bf16"].table.column("output_difference")[0].as_py() > 0
 
 
 def test_any_callable_that_finds_will_do_and_others_are_named() -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar, final
+from typing import final
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from seatrial.bench.outcome import Outcome, merge
+from seatrial.bench.outcome import Outcome, attempt, merge
 from seatrial.bench.pictures import Pictures
 from seatrial.bench.plan import Group, Plan, Subject
 from seatrial.bench.question import cell_of, group_key, victim_of
@@ -28,11 +27,9 @@ from seatrial.core.sample import Picture, Sample
 from seatrial.core.task import Classification, Task
 from seatrial.data.decode import library_builds
 from seatrial.data.load import load_input, to_inputs
-from seatrial.errors import NoNoise, NotApplicable, SeatrialError
+from seatrial.errors import NoNoise, NotApplicable
 
-T = TypeVar("T")
 _MOVED = ("picture_difference", "output_difference", "answer_moved")
-_ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
 
 
 def run_group(
@@ -166,7 +163,7 @@ class _Bench:
         return System(self.plan.pipeline)
 
     def batch(self, number: int, runs: Sequence[_Run]) -> None:
-        scene = _attempt(lambda: self._scene(number), number)
+        scene = attempt(lambda: self._scene(number), number)
         perturbed: dict[int, Perturbation | Outcome] = {}
         for run in runs:
             result = scene if isinstance(scene, Outcome) else None
@@ -174,7 +171,7 @@ class _Bench:
                 run.bad.update(scene.bad)
                 if not scene.samples:
                     continue
-                result = _attempt(lambda run=run: self._judge(run, scene, perturbed, number), number)
+                result = attempt(lambda run=run: self._judge(run, scene, perturbed, number), number)
             if isinstance(result, Outcome):
                 run.ended = replace(result, access=run.access)
             elif result is not None:
@@ -234,7 +231,7 @@ class _Bench:
             # Subjects that share a surrogate share what was found on it.
             if id(victim) not in perturbed:
                 attack = self.group.noise
-                perturbed[id(victim)] = _attempt(lambda: self._perturb(attack, victim, scene), number)
+                perturbed[id(victim)] = attempt(lambda: self._perturb(attack, victim, scene), number)
             found = perturbed[id(victim)]
             if isinstance(found, Outcome):
                 return found
@@ -283,7 +280,7 @@ def _no_noise(group: Group, plan: Plan, pictures: Pictures) -> Outcome | None:
         if replace(altered, pipeline=system.pipeline) == system and pictures.same(system.pipeline, altered.pipeline):
             raise NoNoise(f"all {len(plan.dataset)} pictures are identical on this build ({_builds()})")
 
-    return _attempt(look, 0)
+    return attempt(look, 0)
 
 
 def _unmoved(outcome: Outcome) -> Outcome | None:
@@ -316,25 +313,35 @@ def _altered(bench: _Bench, subjects: Sequence[Subject]) -> Iterator[list[Predic
     noise = bench.group.noise
     opened: list[Predictor | Outcome] = [subject.predictor for subject in subjects]
     if isinstance(noise, SystemNoise):
-        system = _attempt(lambda: noise.alter(bench.system), 0)
+        system = attempt(lambda: noise.alter(bench.system), 0)
         if isinstance(system, Outcome):
             opened = [system] * len(subjects)
         elif replace(system, pipeline=bench.system.pipeline) != bench.system:
-            if system.boxes != bench.system.boxes:
-                task = _attempt(lambda: bench.plan.task.under(system.boxes), 0)
-                if isinstance(task, Outcome):
-                    yield [task] * len(subjects)
-                    return
-                bench.task = task
-            otherwise = replace(system, arithmetic="as-is", graph=()) != bench.system
-            if replace(system, pipeline=bench.system.pipeline, boxes=bench.system.boxes) != bench.system:
-                opened = [_attempt(partial(_under, subject, system, otherwise), 0) for subject in subjects]
+            opened = _in_system(bench, subjects, system)
     try:
         yield opened
     finally:
         for subject, predictor in zip(subjects, opened, strict=True):
             if isinstance(predictor, Predictor) and predictor is not subject.predictor:
                 predictor.close()
+
+
+def _in_system(bench: _Bench, subjects: Sequence[Subject], system: System) -> list[Predictor | Outcome]:
+    """Return each subject's predictor in a system with another arithmetic, other operators or other boxes.
+
+    Boxes that the task decodes are decoded otherwise there; a detector that decodes its own is altered itself.
+    """
+    computed = replace(system, pipeline=bench.system.pipeline)
+    if system.boxes != bench.system.boxes:
+        task = attempt(lambda: bench.plan.task.under(system.boxes), 0)
+        if isinstance(task, Outcome):
+            altered = [attempt(partial(_under, s, system, False), 0) if s.alter else task for s in subjects]
+            return list(altered)
+        bench.task, computed = task, replace(computed, boxes=bench.system.boxes)
+    if computed == bench.system:
+        return [subject.predictor for subject in subjects]
+    otherwise = replace(system, arithmetic="as-is", graph=()) != bench.system
+    return [attempt(partial(_under, subject, system, otherwise), 0) for subject in subjects]
 
 
 def _under(subject: Subject, system: System, otherwise: bool) -> Predictor:
@@ -348,29 +355,6 @@ def _under(subject: Subject, system: System, otherwise: bool) -> Predictor:
         if not otherwise:
             raise
         return subject.predictor
-
-
-def _attempt(work: Callable[[], T], number: int) -> T | Outcome:
-    """Return what `work` returns, or the outcome that its failure means for the cells that wait for it.
-
-    Broad on purpose: a runtime may raise anything, and one cell that fails must not end a sweep of hundreds. Nothing
-    is swallowed: the failure is the cell's status and reason. What the user has to mend (BadInput) goes through.
-    """
-    try:
-        return work()
-    except NotApplicable as error:
-        return Outcome("not-applicable", _said(error), ended_at=number)
-    except NoNoise as error:
-        return Outcome("no-noise", _said(error), ended_at=number)
-    except SeatrialError:
-        raise
-    except Exception as error:
-        return Outcome("failed", f"{type(error).__name__}: {_said(error)}", ended_at=number)
-
-
-def _said(error: Exception) -> str:
-    # Addresses differ from run to run, and a cell's bytes must not.
-    return _ADDRESS.sub("0x...", " ".join(str(error).split()))[:500]
 
 
 def _access(group: Group, subject: Subject) -> Access | None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import TypeVar, final
 
 import pyarrow as pa
 
 from seatrial.bench.store import Status
 from seatrial.core.noise import Access
+from seatrial.errors import NoNoise, NotApplicable, SeatrialError
+
+T = TypeVar("T")
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
 
 
 @final
@@ -46,3 +51,26 @@ def merge(parts: Sequence[Outcome]) -> Outcome:
         first = f", first '{min(bad)}': {bad[min(bad)]}" if bad else ""
         return Outcome("failed", f"no sample could be loaded{first}", ended_at=0)
     return Outcome("done", None, parts[0].access, tables, bad)
+
+
+def attempt(work: Callable[[], T], number: int) -> T | Outcome:
+    """Return what `work` returns, or the outcome that its failure means for the cells that wait for it.
+
+    Broad on purpose: a runtime may raise anything, and one cell that fails must not end a sweep of hundreds. Nothing
+    is swallowed: the failure is the cell's status and reason. What the user has to mend (BadInput) goes through.
+    """
+    try:
+        return work()
+    except NotApplicable as error:
+        return Outcome("not-applicable", _said(error), ended_at=number)
+    except NoNoise as error:
+        return Outcome("no-noise", _said(error), ended_at=number)
+    except SeatrialError:
+        raise
+    except Exception as error:
+        return Outcome("failed", f"{type(error).__name__}: {_said(error)}", ended_at=number)
+
+
+def _said(error: Exception) -> str:
+    # Addresses differ from run to run, and a cell's bytes must not.
+    return _ADDRESS.sub("0x...", " ".join(str(error).split()))[:500]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from seatrial.core.noise import Boxes
+from seatrial.core.alter_module import altered_module
+from seatrial.core.noise import Boxes, System
 from seatrial.core.predictor import Gift, Inputs, Predictor
 from seatrial.core.task import LabelMap
 from seatrial.errors import BadInput, NotApplicable, missing_extra, unknown_name
@@ -33,6 +34,7 @@ class EagerDetector(Predictor):
 
     detect: Callable[[list[Tensor]], Finds]
     device: str = "cpu"
+    arithmetic: Literal["as-is", "bf16", "fp16"] = "as-is"
 
     @property
     def gives(self) -> frozenset[Gift]:
@@ -43,7 +45,9 @@ class EagerDetector(Predictor):
         """Return the finds of each picture; raises BadInput where the callable does not give any."""
         if not isinstance(inputs, Tensor):
             raise BadInput(f"inputs named {', '.join(inputs)} for a detector", "pictures", "pass an image data set")
-        with torch.no_grad():
+        narrow = torch.float16 if self.arithmetic == "fp16" else torch.bfloat16
+        mixed = torch.autocast(self.device.split(":")[0], dtype=narrow, enabled=self.arithmetic != "as-is")
+        with torch.no_grad(), mixed:
             found: Any = self.detect(list(inputs.to(self.device)))
         if not isinstance(found, Sequence) or not all(isinstance(entry, Mapping) for entry in found):
             raise BadInput(
@@ -51,7 +55,22 @@ class EagerDetector(Predictor):
                 "a list with a mapping of boxes, scores and labels for each picture",
                 "wrap it in a function that returns them",
             )
-        return [{name: part.detach().cpu() for name, part in entry.items()} for entry in found]
+        return [{name: _widened(part.detach().cpu()) for name, part in entry.items()} for entry in found]
+
+    def alter(self, system: System) -> EagerDetector:
+        """Return the detector in another system, for `seatrial.bench.plan.Subject`: operators, arithmetic and boxes.
+
+        Operators are those of its backbone, or of all its modules (see `altered_module`); narrow floats are mixed
+        precision. Raises NotApplicable for integers, and where a function would have to be altered.
+        """
+        if system.arithmetic == "int8":
+            raise NotApplicable("an eager detector has no integers: it is not exported")
+        found = self.under(system.boxes)
+        if system.graph:
+            if not isinstance(found.detect, nn.Module):
+                raise NotApplicable("the operators of a function cannot be changed from outside")
+            found = replace(found, detect=altered_module(found.detect, system.graph))
+        return replace(found, arithmetic=system.arithmetic)
 
     def under(self, boxes: Boxes) -> EagerDetector:
         """Return the detector with its boxes decoded as `boxes` says; raises NotApplicable where it cannot be.
@@ -71,7 +90,7 @@ class EagerDetector(Predictor):
             raise NotApplicable(f"{type(twin).__name__} has no box coder of torchvision")
         for module in owners:
             setattr(module, "box_coder", _NearerCorner(module.box_coder))  # noqa: B010  (not known to nn.Module)
-        return EagerDetector(twin, self.device)
+        return replace(self, detect=twin)
 
 
 @final
@@ -91,6 +110,10 @@ class _NearerCorner:
 
     def decode_single(self, *args: Any) -> Tensor:
         return _nearer(self._inner.decode_single(*args))
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def _nearer(boxes: Tensor) -> Tensor:
