@@ -276,6 +276,9 @@ def _summary(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(file: Path, table: Sequence[dict[str, Any]]) -> None:
+    if not table:  # no sign of masked gradients, say
+        file.unlink(missing_ok=True)
+        return
     names = list(dict.fromkeys(name for row in table for name in row if any(r.get(name) is not None for r in table)))
     with file.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n")
