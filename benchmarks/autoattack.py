@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from attacks import Eager as Seen
 from PIL import Image
 from torch import Tensor, nn
 
@@ -170,7 +171,7 @@ def small(name: str, shared: Path, cache: Path) -> Graph:
     attack = PGD(epsilon="8/255", steps=7, relative_step=0.25)
 
     def attacked(module: nn.Module, shown: Tensor, truth: Tensor, rng: np.random.Generator) -> Tensor:
-        return attack.perturb(_Trainee(module), shown, truth, rng=[rng] * len(shown)).inputs
+        return attack.perturb(Seen(module), shown, truth, rng=[rng] * len(shown)).inputs
 
     def cross_entropy(module: nn.Module, shown: Tensor, truth: Tensor) -> Tensor:
         return F.cross_entropy(module(shown), truth)
@@ -187,18 +188,6 @@ def small(name: str, shared: Path, cache: Path) -> Graph:
         progress=lambda done, of: print(f"training {name}: epoch {done} of {of}", file=sys.stderr, flush=True),
     )
     return capture(inner, torch.rand(2, 3, 32, 32), normalization=NORMALIZATION)
-
-
-class _Trainee(Predictor):
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    @property
-    def gives(self) -> frozenset[Gift]:
-        return frozenset({"gradients", "logits"})
-
-    def __call__(self, inputs: Inputs) -> Tensor:
-        return self._module(inputs)
 
 
 def epsilon_leaving(subject: Subject, share: float, cache: Path) -> float:

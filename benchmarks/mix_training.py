@@ -29,6 +29,7 @@ from seatrial.core.chance import generator
 from seatrial.core.pipeline import Pipeline, Resize
 from seatrial.data.files import open_data
 from seatrial.data.image_set import ImageSet
+from seatrial.jobs.noises import sysnoise_resizes
 from seatrial.models.opened import Model, open_model
 from seatrial.train.loop import Training
 from seatrial.train.mix_training import RESIZES, MixTraining, pictures, variants
@@ -36,10 +37,7 @@ from seatrial.train.shift_flip import ShiftFlip, unit
 from seatrial.train.trainable import trainable
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-TESTED = (
-    *(f"pillow-{name}" for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")),
-    *(f"opencv-{name}" for name in ("nearest", "bilinear", "area", "bicubic", "lanczos")),
-)
+TESTED = sysnoise_resizes()
 TRAINED_ON, CLASSES, EDGE_PX = 8_000, 200, 32
 KINDS, SEEDS = ("one resize", "mix"), (0, 1, 2)
 MIX = MixTraining(decoders=(), augment=ShiftFlip())

@@ -15,11 +15,10 @@ Writes one CSV a track, with the key of each cell in the store and the seed, and
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from csv_table import flat, write_csv
 from torch import Tensor, nn
 
 from seatrial.bench.store import Store
@@ -53,6 +53,8 @@ from seatrial.train.trainable import trainable, trained
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LESSON = Lesson(epochs=10, rate=0.01, weight_decay=1e-4, batch=64, augment="shift-flip")
+_ELSEWHERE = ("model", "variant", "target", "metric", "access", "clean")
+"""What a table says in other columns, or of the whole."""
 LINF = ("0.5/255", "2/255", "8/255")
 SYSTEM = (
     *(f"decoder:{name}" for name in ("opencv", "pyav", "turbo-fast-dct", "turbo-plain-chroma", "camera-yuv")),
@@ -241,7 +243,8 @@ def ask(size: Size, shared: Path, cache: Path, out: Path, processes: int) -> Non
                 entry = cells.found[variant.label, group.spec]
                 if group.spec is not None:
                     row = cell_data(size.network, variant, group.spec, cells, rng=rng)
-                    rows[track].append(head | _flat(row) | {"cell": entry.cell.key})
+                    told = {key: value for key, value in row.items() if key not in _ELSEWHERE}
+                    rows[track].append(head | flat(told) | {"cell": entry.cell.key})
                 if entry.status == "done" and (group.spec is not None or track == "system"):
                     tables[group.spec] = entry.table
                 elif entry.status == "no-noise":
@@ -249,22 +252,8 @@ def ask(size: Size, shared: Path, cache: Path, out: Path, processes: int) -> Non
         found = summarize(tables, rng=generator(0, "study", variant.name))
         rows["summary"].append(head | _summary(found))
         rows["masking"] += [head | finding for finding in masking_findings(tables)]
-    out.mkdir(parents=True, exist_ok=True)
     for track, table in rows.items():
-        _write(out / f"robustmq_{size.network}_{track}.csv", table)
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a cell's row without what the file says elsewhere; a mean with its interval becomes three columns."""
-    found: dict[str, Any] = {}
-    for key, value in row.items():
-        if key in ("model", "variant", "target", "metric", "access", "clean"):
-            continue
-        if isinstance(value, dict):
-            found |= {key: value["value"], f"{key}_low": value["low"], f"{key}_high": value["high"]}
-        else:
-            found[key] = value
-    return found
+        write_csv(out / f"robustmq_{size.network}_{track}.csv", table)
 
 
 def _summary(found: dict[str, Any]) -> dict[str, Any]:
@@ -273,19 +262,6 @@ def _summary(found: dict[str, Any]) -> dict[str, Any]:
         bounds = found["intervals"].get(name)
         row |= {f"{name}_low": bounds and bounds["low"], f"{name}_high": bounds and bounds["high"]}
     return row | {f"WCAR_{name}": value for name, value in found["WCAR"].items()}
-
-
-def _write(file: Path, table: Sequence[dict[str, Any]]) -> None:
-    if not table:  # no sign of masked gradients, say
-        file.unlink(missing_ok=True)
-        return
-    names = list(dict.fromkeys(name for row in table for name in row if any(r.get(name) is not None for r in table)))
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for row in table:
-            writer.writerow({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
-    print(f"wrote {file.name}: {len(table)} rows")
 
 
 def _told(done: int, total: int, name: str) -> None:

@@ -13,7 +13,6 @@ cells and chains as CSV and prints the tables of the study. Needs the developmen
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -21,15 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from csv_table import flat, write_csv
 
 import seatrial
+from seatrial.jobs.noises import sysnoise_resizes
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 MODELS = ("squeezenet1_1_imagenet", "mobilenet_v1_025_imagenet", "mobilenet_v2_imagenet", "etinynet_imagenet")
-RESIZES = (
-    *(f"pillow-{name}" for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")),
-    *(f"opencv-{name}" for name in ("nearest", "bilinear", "area", "bicubic", "lanczos")),
-)
+RESIZES = sysnoise_resizes()
 ANY_SIZE = "color,precision,ceil_mode"
 PICTURES = {
     "original": ("imagenet_original_120", f"decoder,{','.join(f'resize:{name}' for name in RESIZES)},{ANY_SIZE}"),
@@ -37,19 +35,10 @@ PICTURES = {
 }
 AT_227 = "squeezenet1_1 at 227 px"
 RUNTIMES = ("onnxruntime", "openvino")
-CELL = ("pictures", "model", "variant", "target", "name", "option", "status", "n", "clean", "value", "low", "high")
-MOVED = (
-    "difference",
-    "difference_low",
-    "difference_high",
-    "churn",
-    "churn_low",
-    "churn_high",
-    "kl",
-    "kl_low",
-    "kl_high",
+CELL = (
+    *("model", "variant", "target", "name", "option", "status", "n", "clean", "value", "low", "high"),
+    *("difference", "difference_low", "difference_high", "churn", "kl", "picture_difference", "reason"),
 )
-CHAIN = ("pictures", "model", "variant", "target", "step", "noise", "option", "value", "drop", "drop_low", "drop_high")
 
 
 def run(name: str, pictures: str, given: argparse.Namespace) -> dict[str, Any]:
@@ -83,14 +72,9 @@ def _told(text: str) -> None:
 
 
 def cell_rows(found: dict[str, Any], pictures: str, name: str) -> Iterable[dict[str, Any]]:
-    """Return the cells as flat rows: each mean with its interval in three columns."""
+    """Return the cells as flat rows."""
     for cell in found["cells"]:
-        row = {"pictures": pictures, **{key: cell[key] for key in CELL[1:]}, "model": name}
-        row |= {key: cell[key] for key in MOVED[:3]}
-        for key in ("churn", "kl", "picture_difference"):
-            value = cell[key] or {"value": None, "low": None, "high": None}
-            row |= {key: value["value"], f"{key}_low": value["low"], f"{key}_high": value["high"]}
-        yield row | {"reason": cell["reason"]}
+        yield {"pictures": pictures, **flat({key: cell[key] for key in CELL}), "model": name}
 
 
 def chain_rows(found: dict[str, Any], pictures: str) -> Iterable[dict[str, Any]]:
@@ -102,15 +86,6 @@ def chain_rows(found: dict[str, Any], pictures: str) -> Iterable[dict[str, Any]]
                 entry["intervals"]["combined_drop"] if i == len(entry["chain"]) - 1 else {"low": None, "high": None}
             )
             yield head | {"step": i + 1, **step, "drop_low": bounds["low"], "drop_high": bounds["high"]}
-
-
-def write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -196,9 +171,8 @@ def main() -> None:
             found = run(name, pictures, given)
             cells += cell_rows(found, pictures, name)
             chains += chain_rows(found, pictures)
-            write(given.out / "sysnoise_imagenet_cells.csv", cells)
-            if chains:
-                write(given.out / "sysnoise_imagenet_chains.csv", chains)
+            write_csv(given.out / "sysnoise_imagenet_cells.csv", cells)
+            write_csv(given.out / "sysnoise_imagenet_chains.csv", chains)
     print_worst(cells)
     print_ranked(cells)
     print_chains(chains)

@@ -335,8 +335,7 @@ def _in_system(bench: _Bench, subjects: Sequence[Subject], system: System) -> li
     if system.boxes != bench.system.boxes:
         task = attempt(lambda: bench.plan.task.under(system.boxes), 0)
         if isinstance(task, Outcome):
-            altered = [attempt(partial(_under, s, system, False), 0) if s.alter else task for s in subjects]
-            return list(altered)
+            return [attempt(partial(_under, s, system, False), 0) if s.alter else task for s in subjects]
         bench.task, computed = task, replace(computed, boxes=bench.system.boxes)
     if computed == bench.system:
         return [subject.predictor for subject in subjects]

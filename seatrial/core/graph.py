@@ -100,10 +100,11 @@ class GraphPredictor(Predictor):
         # Mixed precision as deployments do it: convolutions and matrix products narrow, reductions wide.
         narrow = torch.bfloat16 if self.arithmetic == "bf16" else torch.float16
         with torch.autocast(self.device.split(":")[0], dtype=narrow):
-            return tree_map(_widened, self.graph.module(*tensors))
+            return tree_map(widened, self.graph.module(*tensors))
 
 
-def _widened(value: Any) -> Any:
+def widened(value: Any) -> Any:
+    """Return a tensor of a narrow float type as float32, anything else as it is."""
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

@@ -37,7 +37,15 @@ class NoiseSpec:
     @property
     def from_float(self) -> bool:
         """Whether this is an attack that is found on the float parent."""
-        return self.family == "attack" and FROM_FLOAT in (self.option or "").split(":")
+        return self._is(FROM_FLOAT)
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether this is an attack whose result is rounded to 8 bits."""
+        return self._is(EIGHT_BIT)
+
+    def _is(self, special: str) -> bool:
+        return self.family == "attack" and special in (self.option or "").split(":")
 
 
 FROM_FLOAT = "from-float"

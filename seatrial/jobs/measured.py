@@ -38,9 +38,9 @@ class Cells:
         specs = {group_key(group, plan): group.spec for group in plan.groups}
         found = {}
         for entry in store.cells():
-            label, key = digests.get(entry.question.get("subject", "")), group_of(entry.cell)
+            label = digests.get(entry.question.get("subject", ""))
             # The whole question: a folder may hold cells of another pipeline, or of Square with other queries.
-            if label is not None and key in specs:
+            if label is not None and (key := group_of(entry.cell)) in specs:
                 found[label, specs[key]] = store.read(entry.cell)
         ordered = ((variant.label, spec) for variant in variants for spec in specs.values())
         return Cells({asked: found[asked] for asked in ordered if asked in found})

@@ -90,6 +90,11 @@ def benchmark_corruptions() -> tuple[str, ...]:
     return tuple(entries("corruption"))[:_BENCHMARK]
 
 
+def sysnoise_resizes() -> tuple[str, ...]:
+    """Return the eleven resizes of SysNoise: those of Pillow and OpenCV."""
+    return tuple(choice for choice in entries("system")["resize"].choices if not choice.startswith("torch-"))
+
+
 def listed(text: str, family: str) -> tuple[str, ...]:
     """Return the noises in a comma-separated list of `none`, `all`, bare names (all their choices) and single noises.
 
@@ -194,8 +199,7 @@ def _quick(known: dict[str, Entry], *, gradients: bool) -> Iterator[str]:
 
 
 def _grid() -> tuple[str, ...]:
-    resizes = [choice for choice in entries("system")["resize"].choices if not choice.startswith("torch-")]
-    return tuple(f"decoder:{decoder}+resize:{resize}" for decoder in _PLAIN_DECODERS for resize in resizes)
+    return tuple(f"decoder:{decoder}+resize:{resize}" for decoder in _PLAIN_DECODERS for resize in sysnoise_resizes())
 
 
 def _single(text: str) -> Row:
@@ -229,7 +233,7 @@ def _single(text: str) -> Row:
     else:
         raise _malformed(text, entry.family)
     maker = partial(make, entry.family, name, **options)
-    if spec.option is not None and EIGHT_BIT in spec.option.split(":"):
+    if spec.eight_bit:
         maker = partial(_rounded, maker)
     try:
         maker()  # refuses bad options now, not in the middle of a sweep

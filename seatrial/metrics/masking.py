@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from seatrial.core.noise import EIGHT_BIT, NoiseSpec
+from seatrial.core.noise import NoiseSpec
 from seatrial.metrics.accuracy import survivors
 from seatrial.metrics.joining import column, joined
 
@@ -43,8 +43,7 @@ def masking_findings(tables: Mapping[NoiseSpec | None, pa.Table]) -> list[dict[s
             text = f"{share:.0%} of the entries of the first gradient are exactly 0"
             found.append({**head, "sign": "zero gradients", "by": None, "value": share, "text": text})
         for other, weaker in attacks.items():
-            same = (other.norm, other.severity) == (spec.norm, spec.severity)
-            same = same and (EIGHT_BIT in (other.option or "")) == (EIGHT_BIT in (spec.option or ""))
+            same = _budget(other) == _budget(spec)
             blind = other.name in _BLIND or (other.name == spec.name and other.from_float)
             if not same or not blind:
                 continue
@@ -54,6 +53,10 @@ def masking_findings(tables: Mapping[NoiseSpec | None, pa.Table]) -> list[dict[s
                 text = f"{other.name}, {how}, leaves {100 * gain:.1f} points fewer standing than {spec.name}"
                 found.append({**head, "sign": "weaker attacker wins", "by": other.name, "value": gain, "text": text})
     return found
+
+
+def _budget(spec: NoiseSpec) -> tuple[object, ...]:
+    return spec.norm, spec.severity, spec.eight_bit
 
 
 def _gain(clean: pa.Table, attacked: pa.Table, weaker: pa.Table) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from seatrial.core.alter_module import altered_module
+from seatrial.core.graph import widened
 from seatrial.core.noise import Boxes, System
 from seatrial.core.predictor import Gift, Inputs, Predictor
 from seatrial.core.task import LabelMap
@@ -55,7 +56,7 @@ class EagerDetector(Predictor):
                 "a list with a mapping of boxes, scores and labels for each picture",
                 "wrap it in a function that returns them",
             )
-        return [{name: _widened(part.detach().cpu()) for name, part in entry.items()} for entry in found]
+        return [{name: widened(part.detach().cpu()) for name, part in entry.items()} for entry in found]
 
     def alter(self, system: System) -> EagerDetector:
         """Return the detector in another system, for `seatrial.bench.plan.Subject`: operators, arithmetic and boxes.
@@ -110,10 +111,6 @@ class _NearerCorner:
 
     def decode_single(self, *args: Any) -> Tensor:
         return _nearer(self._inner.decode_single(*args))
-
-
-def _widened(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
 
 
 def _nearer(boxes: Tensor) -> Tensor:
