@@ -7,12 +7,13 @@ standing (found by bisection), the same one trained on what PGD-7 finds, at 8/25
 development data, at bisected epsilons again. The pictures are the first of CIFAR-10-JPEG's test set that the network
 gets right, an equal number a class.
 
-Ours sees the network as `seatrial robustness` does, with batch norms folded into convolutions; the peer sees the graph
-as it was loaded. Both have frozen parameters. The stages have equal settings. The peer's own AutoAttack takes 10 steps
-where the authors take 100, so it stands twice: `autoattack` are its stages at the authors' 100 steps in its own
-MultiAttack, `autoattack-10` is it as it comes, beside ours with 10 steps. The two take turns on batches, the
-first alternating. Everything found is kept in the cache, so that a killed run goes on. Exits with 1 where fewer than
-99 % of the verdicts of the whole are equal, or where it leaves more standing than the peer by more than one picture.
+Ours sees the network as `seatrial robustness` does, with batch norms folded into convolutions, weights laid out
+channels last and ReLUs in place; the peer sees the graph as it was loaded. Both have frozen parameters. The stages have
+equal settings. The peer's own AutoAttack takes 10 steps where the authors take 100, so it stands twice: `autoattack`
+are its stages at the authors' 100 steps in its own MultiAttack, `autoattack-10` is it as it comes, beside ours with 10
+steps. The two take turns on batches, the first alternating. Everything found is kept in the cache, so that a killed run
+goes on. Exits with 1 where fewer than 99 % of the verdicts of the whole are equal, or where it leaves more standing
+than the peer by more than one picture.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from torch import Tensor, nn
 
 from seatrial.core.chance import generator
 from seatrial.core.graph import Graph, GraphPredictor, Normalization, capture
+from seatrial.core.in_place import overwriting
 from seatrial.core.noise import Attack
 from seatrial.core.predictor import Gift, Inputs, Predictor
 from seatrial.models.opened import Model, open_model
@@ -51,6 +53,7 @@ from seatrial.noise.fab_t import FabT
 from seatrial.noise.pgd import PGD
 from seatrial.noise.square import Square
 from seatrial.numerics.batch_norm import fold_batch_norm
+from seatrial.numerics.layout import lay_out
 from seatrial.train.adversarial import Adversarial
 from seatrial.train.loop import Training
 from seatrial.train.shift_flip import ShiftFlip
@@ -135,11 +138,18 @@ def pictures(archive: Path, cache: Path, count: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.ascontiguousarray(loaded["pixels"])), torch.from_numpy(loaded["labels"])
 
 
+def as_opened(graph: Graph) -> Predictor:
+    """Return a predictor as `seatrial robustness` has it: batch norms folded, laid out for a CPU, ReLUs in place."""
+    folded = fold_batch_norm(graph)
+    lay_out(folded.module, torch.channels_last)
+    return GraphPredictor(overwriting(folded))
+
+
 def right_ones(name: str, graph: Graph, shared: Path, cache: Path, count: int) -> Subject:
     """Return the subject with the first `count` test pictures that the network gets right."""
     pixels, labels = pictures(shared / "cifar10_jpeg_test.tar.xz", cache, 5000)
     inputs = pixels.float().div_(255)
-    predictor = GraphPredictor(fold_batch_norm(graph))
+    predictor = as_opened(graph)
     with torch.no_grad():
         rows = torch.cat([predictor(part).argmax(1) for part in inputs.split(250)]).eq(labels).nonzero()[:count, 0]
     return Subject(name, graph, inputs[rows], labels[rows])
@@ -165,9 +175,9 @@ def small(name: str, shared: Path, cache: Path) -> Graph:
     pixels, labels = pictures(shared / "cifar10_jpeg_train.tar.xz", cache, 10_000)
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for before, after, stride in ((3, 24, 1), (24, 32, 2), (32, 48, 1), (48, 64, 2), (64, 64, 1)):
+    for before, after, stride in ((3, 12, 1), (12, 16, 2), (16, 24, 1), (24, 32, 2), (32, 32, 1)):
         layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-    inner = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, 10))
+    inner = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10))
     attack = PGD(epsilon="8/255", steps=7, relative_step=0.25)
 
     def attacked(module: nn.Module, shown: Tensor, truth: Tensor, rng: np.random.Generator) -> Tensor:
@@ -196,7 +206,7 @@ def epsilon_leaving(subject: Subject, share: float, cache: Path) -> float:
     kept = cache / f"epsilon_{subject.name}_{share}_{count}.json"
     if not kept.exists():
         inputs, labels = subject.inputs[:count], subject.labels[:count]
-        predictor = GraphPredictor(fold_batch_norm(subject.graph))
+        predictor = as_opened(subject.graph)
         low, high = math.log(1e-4), math.log(0.1)
         for _ in range(8):
             middle = (low + high) / 2
@@ -239,7 +249,7 @@ def theirs(component: str, epsilon: float, peer: Any, module: nn.Module) -> Call
 def duel(subject: Subject, epsilon: float, component: str, rows: slice, peer: Any, first: bool) -> dict[str, Any]:
     """Run both on the same pictures and return seconds, verdicts and forward rows of each."""
     inputs, labels = subject.inputs[rows].contiguous(), subject.labels[rows]
-    predictor, module = Counted(GraphPredictor(fold_batch_norm(subject.graph))), Eager(subject.graph)
+    predictor, module = Counted(as_opened(subject.graph)), Eager(subject.graph)
     rng = [generator(0, component, i) for i in range(rows.start, rows.stop)]
     attack, other = ours(component, epsilon), theirs(component, epsilon, peer, module)
     runs: dict[str, Callable[[], Tensor]] = {

@@ -37,7 +37,7 @@ from seatrial.core.graph import Graph
 from seatrial.core.target import Artefact
 from seatrial.deploy.torch_target import Torch, open_graph
 from seatrial.jobs.measured import Cells
-from seatrial.jobs.noises import parse_noise, profile_texts
+from seatrial.jobs.noises import parse_noise, profile_texts, text_of
 from seatrial.jobs.planned import clean_plan, noisy_plan
 from seatrial.jobs.qat import qat
 from seatrial.jobs.robust_cells import cell_data
@@ -53,7 +53,7 @@ from seatrial.train.trainable import trainable, trained
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LESSON = Lesson(epochs=10, rate=0.01, weight_decay=1e-4, batch=64, augment="shift-flip")
-_ELSEWHERE = ("model", "variant", "target", "metric", "access", "clean")
+_ELSEWHERE = ("model", "variant", "target", "metric", "clean")
 """What a table says in other columns, or of the whole."""
 LINF = ("0.5/255", "2/255", "8/255")
 SYSTEM = (
@@ -76,7 +76,7 @@ class Size:
     attacks: tuple[str, ...] = (
         *(f"{name}:linf:{size}" for name in ("fgsm", "pgd", "mim") for size in LINF),
         *(f"pgd:linf:{size}:from-float" for size in LINF),
-        *(f"square:linf:{size}:500" for size in LINF),
+        *(f"square:linf:{size}:200" for size in LINF),
         "pgd:l2:2@224",
         "autoattack:linf:8/255",
     )
@@ -244,7 +244,7 @@ def ask(size: Size, shared: Path, cache: Path, out: Path, processes: int) -> Non
                 if group.spec is not None:
                     row = cell_data(size.network, variant, group.spec, cells, rng=rng)
                     told = {key: value for key, value in row.items() if key not in _ELSEWHERE}
-                    rows[track].append(head | flat(told) | {"cell": entry.cell.key})
+                    rows[track].append(head | {"noise": text_of(group.spec)} | flat(told) | {"cell": entry.cell.key})
                 if entry.status == "done" and (group.spec is not None or track == "system"):
                     tables[group.spec] = entry.table
                 elif entry.status == "no-noise":

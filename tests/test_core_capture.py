@@ -21,6 +21,7 @@ from seatrial.core.graph import (
     to_program,
     with_normalization,
 )
+from seatrial.core.in_place import overwriting
 from seatrial.core.sites import attribute, op_name, operators, signature
 from seatrial.errors import BadInput
 
@@ -343,3 +344,34 @@ def test_half_precision_of_a_graph_is_near_and_not_equal(graph: Graph) -> None:
 def test_attribute_refuses_what_is_no_tensor(graph: Graph) -> None:
     with pytest.raises(BadInput, match="wanted a parameter or buffer"):
         attribute(graph.module, "inner")
+
+
+class Branched(nn.Module):
+    """ReLUs that may overwrite what they read, and two that may not: of an input, and of what is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        kept = self.conv(inputs.relu())
+        return (self.norm(kept).relu() + kept.relu() + kept).relu().mean((2, 3))
+
+
+def test_relus_overwrite_what_nothing_else_reads() -> None:
+    graph = capture(Branched().eval(), torch.rand(2, 3, 6, 6))
+    run = overwriting(graph)
+    names = [op_name(node) for node in run.nodes() if op_name(node).startswith("relu")]
+    assert names == ["relu", "relu_", "relu", "relu_"]
+    assert not any(op_name(node) == "relu_" for node in graph.nodes())
+    inputs = torch.randn(3, 3, 6, 6)
+    before = inputs.clone()
+    answers = []
+    for module in (graph.module, run.module):
+        point = inputs.clone().requires_grad_()
+        value = module(point)
+        answers.append((value, *torch.autograd.grad(value.square().sum(), point)))
+    assert all(torch.equal(plain, quick) for plain, quick in zip(*answers, strict=True))
+    with torch.no_grad():
+        run.module(inputs)
+    assert torch.equal(inputs, before)

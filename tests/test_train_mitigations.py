@@ -17,11 +17,13 @@ from seatrial.core.graph import Graph, capture
 from seatrial.core.pipeline import Pipeline, Resize
 from seatrial.data.files import open_data
 from seatrial.data.load import load
+from seatrial.deploy.torch_target import Torch
 from seatrial.errors import BadInput
 from seatrial.train.adversarial import Adversarial
 from seatrial.train.loop import Training
 from seatrial.train.mix_training import MixTraining, pictures, variants
 from seatrial.train.tent import Tent, entropy
+from seatrial.train.trainable import trainable, trained
 
 
 def encoded(count: int = 6) -> list[tuple[bytes, int]]:
@@ -225,6 +227,29 @@ def test_a_network_with_dropout_resumes_bit_for_bit(optimizer: str, tmp_path: Pa
     resumed = fit(dropping(), training, checkpoint=tmp_path / "c").state_dict()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     torch.random.set_rng_state(state)
+
+
+class Viewed(nn.Module):
+    """The classic network: convolutions, and a view of the whole map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(16, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        maps = self.conv(inputs).relu()
+        return self.out(maps.view(maps.shape[0], -1))
+
+
+def test_a_network_that_views_its_last_map_learns_and_is_opened(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    captured = capture(Viewed().eval(), torch.rand(2, 3, 2, 2))
+    module = fit(trainable(captured), Training(2, batch=8, peak_rate=0.05))
+    learned = trained(captured, module)
+    opened = Torch().open(Torch().compile(learned, tmp_path / "net", bits="float32"), threads=1)
+    inputs = torch.rand(5, 3, 2, 2)
+    torch.testing.assert_close(opened(inputs), learned.module(inputs))
+    assert not torch.equal(learned.module(inputs), captured.module(inputs))
 
 
 def test_sgd_decays_matrices_alone() -> None:

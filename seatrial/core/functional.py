@@ -1,4 +1,4 @@
-"""From an exported program to a functional graph: no in-place operators, no dropout, no guards."""
+"""From an exported program to a functional graph: no in-place operators, dropout, guards or demands on layout."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def functional_module(program: ExportedProgram) -> fx.GraphModule:
         _restore_batch_norms(module.graph)
         if not _functionalize(module.graph):
             raise BadInput("a program that writes to views", "functional operators", "export it without them")
+    _loosen_views(module.graph)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     return fx.GraphModule(module, module.graph)
@@ -123,6 +124,13 @@ def _promotes(node: fx.Node) -> bool:
     return into is not None and any(
         (value.dtype.is_floating_point and value.dtype != into.dtype) or value.ndim > into.ndim for value in tensors[1:]
     )
+
+
+def _loosen_views(graph: fx.Graph) -> None:
+    """Write views as `reshape`, which takes tensors of any memory layout; nothing writes through them any more."""
+    for node in graph.nodes:
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.target = torch.ops.aten.reshape.default
 
 
 def _restore_batch_norms(graph: fx.Graph) -> None:

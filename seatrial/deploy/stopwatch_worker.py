@@ -131,13 +131,14 @@ def _torch(request: dict[str, Any], batch: int) -> Call:
     import torch
 
     from seatrial.core.graph import GraphPredictor
+    from seatrial.core.in_place import overwriting
     from seatrial.core.target import Artefact
     from seatrial.deploy.torch_target import open_graph
 
     torch.set_num_threads(request["threads"])
     artefact = Artefact(Path(request["path"]), request["format"], "", request["settings"])
     graph, device, arithmetic = open_graph(artefact)
-    predictor = GraphPredictor(graph, device, arithmetic)
+    predictor = GraphPredictor(overwriting(graph), device, arithmetic)
     arrays = {
         spec.name: torch.from_numpy(_sample(_sizes(list(spec.shape), batch), spec.dtype)) for spec in graph.inputs
     }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seatrial.core.graph import Graph, GraphPredictor, from_program
+from seatrial.core.in_place import overwriting
 from seatrial.core.placement import PlacementRules
 from seatrial.core.predictor import Gift, Inputs, Predictor
 from seatrial.core.target import Artefact, Target, Timing
@@ -19,6 +20,7 @@ from seatrial.deploy.machine import executes_bf16
 from seatrial.deploy.stopwatch import Stopwatch, Subject
 from seatrial.errors import BadInput, NotApplicable
 from seatrial.models.program import open_program
+from seatrial.numerics.layout import lay_out
 
 
 def _rules() -> PlacementRules:
@@ -75,7 +77,8 @@ class Torch(Target):
         return Artefact(file, "pt2", bits, settings)
 
     def open(self, artefact: Artefact, *, threads: int) -> Predictor:
-        return TorchPredictor(GraphPredictor(*open_graph(artefact)), threads)
+        graph, device, arithmetic = open_graph(artefact)
+        return TorchPredictor(GraphPredictor(overwriting(graph), device, arithmetic), threads)
 
     def time(self, artefacts: Sequence[Artefact], *, threads: int, batches: Sequence[int] = (1, 8)) -> list[Timing]:
         subjects = [Subject(self.name, artefact) for artefact in artefacts]
@@ -83,13 +86,18 @@ class Torch(Target):
 
 
 def open_graph(artefact: Artefact) -> tuple[Graph, str, str]:
-    """Return the graph of a `.pt2`, on its device, with device and arithmetic; raises BadInput for another format."""
+    """Return the graph of a `.pt2`, on its device, with device and arithmetic.
+
+    On a CPU the weights of convolutions are laid out channels last. Raises BadInput for another format.
+    """
     if artefact.format != "pt2":
         raise BadInput(f"a .{artefact.format} file for torch", ".pt2", "open it on another target")
     names = artefact.settings.get("inputs", "").split(",")
     graph = from_program(open_program(artefact.path), names=names if names != [""] else None)
     device = artefact.settings.get("device", "cpu")
     graph.module.to(device)
+    if device == "cpu":
+        lay_out(graph.module, torch.channels_last)
     return graph, device, artefact.settings.get("arithmetic", "as-is")
 
 

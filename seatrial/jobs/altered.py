@@ -15,6 +15,7 @@ from seatrial.catalogue import make
 from seatrial.core.alter_graph import altered, carried
 from seatrial.core.cell import digest, question
 from seatrial.core.graph import Graph, GraphPredictor
+from seatrial.core.in_place import overwriting
 from seatrial.core.noise import System
 from seatrial.core.predictor import Predictor
 from seatrial.core.realise import realise
@@ -151,7 +152,7 @@ class Altered:
         graph = self._whole(edits, wanted)
         if self._integers or wanted == "int8":
             graph = make("target", self._plan().target).simulated(graph)
-        return TorchPredictor(GraphPredictor(graph, inner.device, arithmetic), self.threads)
+        return TorchPredictor(GraphPredictor(overwriting(graph), inner.device, arithmetic), self.threads)
 
     def _deployed(self, edits: tuple[str, ...], wanted: str) -> Predictor:
         target: Target = make("target", self.target)

@@ -68,17 +68,19 @@ class Fab(Attack):
                 chosen = [rng[i] for i in standing.tolist()]
                 start = on_sphere(origin, self.norm, epsilon / 2, chosen).clamp_(0, 1)
 
-            def linearize(point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            def linearize(point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
                 return _nearest_boundary(predictor, point, own[rows], self.norm)
 
-            return boundary_walk(linearize, start, origin, ball.select(standing), own, norm=self.norm, steps=self.steps)
+            return boundary_walk(
+                predictor, linearize, start, origin, ball.select(standing), own, norm=self.norm, steps=self.steps
+            )
 
         turns = [partial(from_start, turn) for turn in range(self.restarts)]
         return in_turn(predictor, inputs, labels, lambda _: turns)
 
 
-def _nearest_boundary(predictor: Predictor, inputs: Tensor, labels: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gradient, logits and gap of the class whose linearized boundary is nearest to each sample."""
+def _nearest_boundary(predictor: Predictor, inputs: Tensor, labels: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    """Return gradient and gap of the class whose linearized boundary is nearest to each sample."""
     with torch.enable_grad():
         point = inputs.detach().requires_grad_()
         logits = predictor(point)
@@ -96,7 +98,7 @@ def _nearest_boundary(predictor: Predictor, inputs: Tensor, labels: Tensor, norm
             closer = (away < nearest) & (labels != k)[:, None, None, None]
             nearest, gap = torch.where(closer, away, nearest), torch.where(closer, beyond, gap)
             gradient = torch.where(closer, slope, gradient)
-    return gradient, logits.detach(), gap[:, 0, 0, 0]
+    return gradient, gap[:, 0, 0, 0]
 
 
 def _dual(gradient: Tensor, norm: str) -> Tensor:

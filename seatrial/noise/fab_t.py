@@ -62,12 +62,15 @@ class FabT(Attack):
         def towards(target: Tensor, standing: Tensor) -> Walked:
             origin, own, wanted = inputs.detach()[standing], labels[standing], target[standing][:, None]
 
-            def linearize(point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            def linearize(point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
                 label, aim = own[rows][:, None], wanted[rows]
-                return objective_gradient(predictor, point, lambda z: (z.gather(1, aim) - z.gather(1, label))[:, 0])
+                gradient, _, gap = objective_gradient(
+                    predictor, point, lambda z: (z.gather(1, aim) - z.gather(1, label))[:, 0]
+                )
+                return gradient, gap
 
             return boundary_walk(
-                linearize, origin, origin, ball.select(standing), own, norm=self.norm, steps=self.steps
+                predictor, linearize, origin, origin, ball.select(standing), own, norm=self.norm, steps=self.steps
             )
 
         def walks(clean: Tensor) -> list[Walk]:

@@ -9,7 +9,8 @@ from torch import Tensor
 from seatrial.noise.ball import sample_sum
 
 _TURNS = 64
-_TINY = 1e-300
+_TINY = 1e-30
+_CLOSE = 1e-6
 
 
 def nearest_on_plane(
@@ -24,34 +25,39 @@ def nearest_on_plane(
     1907.02044), section 2.3: in L-inf all entries change by one amount, in L2 in proportion to the normal, each up to
     its wall; in L1 the entries of the steepest normal go to their walls, one after another.
     """
-    direction = normals.sign() * shifts.sign().to(normals.dtype)
-    room, weight = torch.where(direction > 0, 1 - points, points).double(), normals.double().abs()
-    wanted = shifts.double().abs()
-    change = _greedy(room, weight, wanted) if norm == "l1" else _common(room, weight, wanted, norm)
-    return direction * change.to(points.dtype)
+    direction = normals.sign() * shifts.sign()
+    room, weight = torch.where(direction > 0, 1 - points, points), normals.abs()
+    # Scaled to a steepest slope of 1, neither tiny gradients nor their squares leave the range of float32.
+    steepest = weight.amax((1, 2, 3), keepdim=True).clamp_(min=torch.finfo(weight.dtype).tiny)
+    weight, wanted = weight / steepest, shifts.abs() / steepest
+    if norm == "l1":
+        change = _greedy(room.double(), weight.double(), wanted.double()).to(points.dtype)
+    else:
+        change = _common(room, weight, wanted, norm)
+    return direction * change
 
 
 def _common(room: Tensor, weight: Tensor, wanted: Tensor, norm: str) -> Tensor:
     """Return min(amount * pace, room), at the amount where its product with `weight` sums to `wanted`.
 
-    The sum is concave and piecewise linear in the amount, so Newton's steps from 0 never pass the root; residual times
-    slope falls at least to a quarter in each, so that 64 of them reach the end of float64 (about 6 are needed).
+    The sum is concave and piecewise linear in the amount, so Newton's steps from 0 never pass the root by more than
+    rounding; residual times slope falls at least to a quarter in each (about 6 steps end below 1e-6 of `wanted`).
     """
-    pace = weight if norm == "l2" else (weight > 0).double()
-    gain = weight * pace
-    wall = room / pace.clamp(min=_TINY)
-    amount = torch.zeros_like(wanted)
+    pace, gain = (weight, weight.square()) if norm == "l2" else (None, weight)
+    wall = room if pace is None else room / pace.clamp(min=_TINY)
+    change, amount = torch.zeros_like(room), torch.zeros_like(wanted)
     done = torch.zeros_like(wanted, dtype=torch.bool)
     for _ in range(_TURNS):
-        slope = sample_sum(torch.where(wall > amount, gain, 0.0))
-        left = wanted - sample_sum(weight * torch.minimum(amount * pace, room))
+        slope = sample_sum(gain * (wall > amount))
+        left = wanted - sample_sum(weight * change)
         beyond = amount + left / slope.clamp(min=_TINY)
         # A sample that has its amount keeps it, whatever others still need.
-        done = done | (left <= 1e-12 * wanted) | (slope == 0) | (beyond <= amount)
-        amount = torch.where(done, amount, beyond)
+        done = done | (left <= _CLOSE * wanted) | (slope == 0) | (beyond <= amount)
         if bool(done.all()):
             break
-    return torch.minimum(amount * pace, room)
+        amount = torch.where(done, amount, beyond)
+        change = torch.minimum(amount if pace is None else amount * pace, room)
+    return change
 
 
 def _greedy(room: Tensor, weight: Tensor, wanted: Tensor) -> Tensor:
