@@ -213,7 +213,7 @@ class Flattened(nn.Module):
     [
         ("linear", r"'head/linear#0' no longer fits: it reads 50 instead of 32"),
         ("add", r"'/add#0' no longer fits: it reads 2x5x5 instead of 2x4x4"),
-        ("view", r"'/view#0' no longer fits: it reads 2x5x5 instead of 2x4x4"),
+        ("view", r"'/reshape#0' no longer fits: it reads 2x5x5 instead of 2x4x4"),
     ],
 )
 def test_a_constant_size_that_no_longer_fits_is_named(way: str, named: str) -> None:
@@ -233,7 +233,7 @@ class Hidden(nn.Module):
 
 
 def test_a_view_that_hides_its_misfit_in_the_batch_is_named() -> None:
-    with pytest.raises(NotApplicable, match="'/view#0'"):
+    with pytest.raises(NotApplicable, match="'/reshape#0'"):
         altered(of(Hidden(), 3), ("ceil_mode",))
 
 
