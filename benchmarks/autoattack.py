@@ -26,6 +26,7 @@ import math
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import types
 from collections.abc import Callable
@@ -41,10 +42,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from seatrial.core.chance import generator
-from seatrial.core.graph import Graph, GraphPredictor, Normalization, capture
-from seatrial.core.in_place import overwriting
+from seatrial.core.graph import Graph, Normalization, capture
 from seatrial.core.noise import Attack
 from seatrial.core.predictor import Gift, Inputs, Predictor
+from seatrial.deploy.torch_target import Torch
 from seatrial.models.opened import Model, open_model
 from seatrial.noise.apgd_ce import ApgdCe
 from seatrial.noise.apgd_t import ApgdT
@@ -53,7 +54,6 @@ from seatrial.noise.fab_t import FabT
 from seatrial.noise.pgd import PGD
 from seatrial.noise.square import Square
 from seatrial.numerics.batch_norm import fold_batch_norm
-from seatrial.numerics.layout import lay_out
 from seatrial.train.adversarial import Adversarial
 from seatrial.train.loop import Training
 from seatrial.train.shift_flip import ShiftFlip
@@ -139,10 +139,10 @@ def pictures(archive: Path, cache: Path, count: int) -> tuple[Tensor, Tensor]:
 
 
 def as_opened(graph: Graph) -> Predictor:
-    """Return a predictor as `seatrial robustness` has it: batch norms folded, laid out for a CPU, ReLUs in place."""
-    folded = fold_batch_norm(graph)
-    lay_out(folded.module, torch.channels_last)
-    return GraphPredictor(overwriting(folded))
+    """Return a predictor as `seatrial robustness` has it: batch norms folded, written and opened by the target."""
+    with tempfile.TemporaryDirectory() as folder:
+        artefact = Torch().compile(fold_batch_norm(graph), Path(folder) / "float", bits="float32")
+        return Torch().open(artefact, threads=torch.get_num_threads())
 
 
 def right_ones(name: str, graph: Graph, shared: Path, cache: Path, count: int) -> Subject:

@@ -1,9 +1,9 @@
-"""Cells of `seatrial robustness` as CSV, for the studies."""
+"""Cells of `seatrial robustness` as CSV, and tables of the pages, for the studies."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +32,11 @@ def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
             writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
     print(f"wrote {file.name}: {len(rows)} rows")
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table as the pages have it."""
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print()

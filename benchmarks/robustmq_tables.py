@@ -9,22 +9,16 @@ seeds its figure is their mean, with the smallest and the largest in brackets. N
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+from csv_table import print_table
 
 FLOAT, NEAREST = ("tuned", "float"), ("nearest", "8")
 ORDER = (("checkpoint", "float"), FLOAT, NEAREST, *((m, b) for m in ("dorefa", "pact", "lsq") for b in "842"))
 MAGNITUDES = (("0.5/255", "small"), ("2/255", "middle"), ("8/255", "large"))
 CLIMBING = ("fgsm", "pgd", "mim")
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
 
 
 def figure(values: pd.Series, scale: float = 100.0, digits: int = 1) -> str:
@@ -38,7 +32,7 @@ def by_network(rows: pd.DataFrame, cells: Callable[[pd.DataFrame], list[str]]) -
     """Return a line for each method and width."""
     found = []
     for method, bits in ORDER:
-        mine = rows[(rows["method"] == method) & (rows["bits"].astype(str) == bits)]
+        mine = rows[(rows["method"] == method) & (rows["bits"] == bits)]
         if len(mine):
             found.append([method, bits, *cells(mine)])
     return found
@@ -63,7 +57,7 @@ def print_summary(summary: pd.DataFrame, system: pd.DataFrame) -> None:
         ]
 
     heads = ("method", "bits", "clean, %", "NR, %", "mCE, %", "mean over system noise, %", "mean churn, %")
-    table(heads, by_network(summary, cells))
+    print_table(heads, by_network(summary, cells))
 
 
 def print_gradients(attacks: pd.DataFrame) -> None:
@@ -75,77 +69,57 @@ def print_gradients(attacks: pd.DataFrame) -> None:
         return [*found, figure(noises(mine, "pgd:l2:2@224")["AR"])]
 
     heads = [f"{attack.upper()} {size}" for attack, size in names]
-    table(("method", "bits", *heads, "PGD L2 2@224"), by_network(attacks, cells))
+    print_table(("method", "bits", *heads, "PGD L2 2@224"), by_network(attacks, cells))
 
 
 def print_checks(attacks: pd.DataFrame, summary: pd.DataFrame, masking: pd.DataFrame) -> None:
     """The same with attackers that no masking deceives."""
 
     def cells(mine: pd.DataFrame) -> list[str]:
+        variants = set(mine["variant"])
         found = []
         for size, name in MAGNITUDES:
-            found += [
-                figure(noises(mine, text)["AR"])
-                for text in (f"pgd:linf:{size}", f"pgd:linf:{size}:from-float", f"square:linf:{size}")
-                if len(noises(mine, text)) and noises(mine, text)["AR"].notna().all()
-            ] or ["-"]
-            worst = summary[summary["variant"].isin(mine["variant"])][f"WCAR_{name}"]
-            found.append(figure(worst))
-        flagged = masking[masking["variant"].isin(mine["variant"])] if len(masking) else masking
-        found.append(figure(noises(mine, "pgd:linf:2/255")["zero_gradient"], digits=1))
-        found.append(str(len(flagged)))
-        return found
+            for text in (f"pgd:linf:{size}", f"pgd:linf:{size}:from-float", f"square:linf:{size}"):
+                left = noises(mine, text)["AR"].dropna()  # the float network has no parent
+                found.append(figure(left) if len(left) else "-")
+            found.append(figure(summary[summary["variant"].isin(variants)][f"WCAR_{name}"]))
+        return [
+            *found,
+            figure(noises(mine, "pgd:linf:2/255")["zero_gradient"]),
+            str(int(masking["variant"].isin(variants).sum())),
+        ]
 
-    def heads() -> Iterable[str]:
-        for size, _ in MAGNITUDES:
-            yield from (f"PGD {size}", "from float", "Square", "all")
-
+    heads = [head for size, _ in MAGNITUDES for head in (f"PGD {size}", "from float", "Square", "all")]
     lines = by_network(attacks[attacks["method"] != "checkpoint"], cells)
-    # The float networks are their own parent.
-    lines = [line if line[1] != "float" or len(line) == len(lines[-1]) else _padded(line) for line in lines]
-    table(("method", "bits", *heads(), "zero gradients, %", "flags"), lines)
+    print_table(("method", "bits", *heads, "zero gradients, %", "flags"), lines)
 
 
-def _padded(line: list[str]) -> list[str]:
-    """Put dashes where a float network has no attack from a parent."""
-    head, body, tail = line[:2], line[2:-2], line[-2:]
-    width = len(body) // len(MAGNITUDES)
-    parts = [body[i * width : (i + 1) * width] for i in range(len(MAGNITUDES))]
-    return [*head, *(cell for part in parts for cell in (part[0], "-", *part[1:])), *tail]
+def by_width(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of the float network, and those of all trained networks of each width."""
+    trained = rows[rows["method"] != NEAREST[0]]
+    return {"float": rows[rows["method"] == FLOAT[0]]} | {f"{b} bits": trained[trained["bits"] == b] for b in "842"}
 
 
-def print_corruptions(rows: pd.DataFrame) -> None:
+def print_corruptions(rows: pd.DataFrame, summary: pd.DataFrame) -> None:
     """By how much each corruption lowers accuracy, relative to clean, over severities."""
     done = rows[rows["status"] == "done"]
-    clean = done["variant"].map(CLEAN)
-    done = done.assign(loss=1 - done["value"] / clean)
-    groups = {
-        "float": done["method"] == "tuned",
-        **{f"{b} bits": (done["bits"].astype(str) == b) & (done["method"] != "nearest") for b in "842"},
-    }
-    means = {name: done[mask].groupby("name")["loss"].mean() for name, mask in groups.items()}
+    done = done.assign(loss=1 - done["value"] / done["variant"].map(summary.set_index("variant")["clean"]))
+    means = {name: mine.groupby("name")["loss"].mean() for name, mine in by_width(done).items()}
     order = pd.concat(means, axis=1).mean(axis=1).sort_values(ascending=False).index
-    table(
+    print_table(
         ("corruption", *(f"{name}, %" for name in means)),
         [[str(name), *(f"{100 * column[name]:.1f}" for column in means.values())] for name in order],
     )
 
 
 def print_system(rows: pd.DataFrame) -> None:
-    groups = {
-        "float": rows["method"] == "tuned",
-        **{f"{b} bits": (rows["bits"].astype(str) == b) & (rows["method"] != "nearest") for b in "842"},
-    }
+    """Which share of answers each system noise changes."""
     lines = []
     for noise, mine in rows.groupby("noise", sort=False):
-        states = sorted(set(mine["status"]))
-        done = mine[mine["status"] == "done"]
-        cells = [f"{100 * done[mask.loc[done.index]]['churn'].mean():.2f}" for mask in groups.values()]
-        lines.append([str(noise), ", ".join(states), *(cell if cell != "nan" else "-" for cell in cells)])
-    table(("noise", "status", *(f"churn, {name}, %" for name in groups)), lines)
-
-
-CLEAN: dict[str, float] = {}
+        means = [part["churn"].mean() for part in by_width(mine[mine["status"] == "done"]).values()]
+        states = ", ".join(sorted(set(mine["status"])))
+        lines.append([str(noise), states, *("-" if pd.isna(mean) else f"{100 * mean:.2f}" for mean in means)])
+    print_table(("noise", "status", *(f"churn, {name}, %" for name in by_width(rows))), lines)
 
 
 def main() -> None:
@@ -156,12 +130,11 @@ def main() -> None:
     tracks = {}
     for track in ("summary", "attacks", "corruptions", "system", "masking"):
         file = given.data / f"robustmq_{given.network}_{track}.csv"
-        tracks[track] = pd.read_csv(file, dtype={"bits": str}) if file.exists() else pd.DataFrame()
-    CLEAN.update(zip(tracks["summary"]["variant"], tracks["summary"]["clean"], strict=True))
+        tracks[track] = pd.read_csv(file, dtype={"bits": str}) if file.exists() else pd.DataFrame({"variant": []})
     print_summary(tracks["summary"], tracks["system"])
     print_gradients(tracks["attacks"])
     print_checks(tracks["attacks"], tracks["summary"], tracks["masking"])
-    print_corruptions(tracks["corruptions"])
+    print_corruptions(tracks["corruptions"], tracks["summary"])
     print_system(tracks["system"])
 
 

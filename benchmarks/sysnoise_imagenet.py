@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from csv_table import flat, write_csv
+from csv_table import flat, print_table, write_csv
 
 import seatrial
 from seatrial.jobs.noises import sysnoise_resizes
@@ -88,13 +88,6 @@ def chain_rows(found: dict[str, Any], pictures: str) -> Iterable[dict[str, Any]]
             yield head | {"step": i + 1, **step, "drop_low": bounds["low"], "drop_high": bounds["high"]}
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
-
-
 def points(row: dict[str, Any], key: str, scale: float = 100.0) -> str:
     """Return a figure with its interval."""
     return f"{scale * row[key]:.2f} ({scale * row[f'{key}_low']:.2f} to {scale * row[f'{key}_high']:.2f})"
@@ -121,7 +114,7 @@ def print_worst(cells: list[dict[str, Any]]) -> None:
         "KL",
         "top-1, points",
     )
-    table(heads, rows)
+    print_table(heads, rows)
 
 
 def print_ranked(cells: list[dict[str, Any]]) -> None:
@@ -140,7 +133,7 @@ def print_ranked(cells: list[dict[str, Any]]) -> None:
         [name, option, f"{100 * churn:.2f}", f"{100 * most:.2f}", f"{kl:.4f}", f"{pixels:.2f}", str(count)]
         for churn, name, option, most, kl, pixels, count in sorted(ranked, reverse=True)
     ]
-    table(("noise", "option", "mean churn, %", "most, %", "KL", "pixels, levels", "cells"), rows)
+    print_table(("noise", "option", "mean churn, %", "most, %", "KL", "pixels, levels", "cells"), rows)
 
 
 def print_chains(chains: list[dict[str, Any]]) -> None:
@@ -152,7 +145,7 @@ def print_chains(chains: list[dict[str, Any]]) -> None:
             continue
         told = ", ".join(f"{step['noise']} {step['option']} {100 * step['drop']:.1f}" for step in steps)
         rows.append([*key, told, points(steps[-1], "drop")])
-    table(("pictures", "model", "variant", "drop after each step, points", "combined drop"), rows)
+    print_table(("pictures", "model", "variant", "drop after each step, points", "combined drop"), rows)
 
 
 def main() -> None:

@@ -130,15 +130,13 @@ def _litert(request: dict[str, Any], batch: int) -> Call:
 def _torch(request: dict[str, Any], batch: int) -> Call:
     import torch
 
-    from seatrial.core.graph import GraphPredictor
-    from seatrial.core.in_place import overwriting
     from seatrial.core.target import Artefact
-    from seatrial.deploy.torch_target import open_graph
+    from seatrial.deploy.torch_target import open_predictor
 
     torch.set_num_threads(request["threads"])
     artefact = Artefact(Path(request["path"]), request["format"], "", request["settings"])
-    graph, device, arithmetic = open_graph(artefact)
-    predictor = GraphPredictor(overwriting(graph), device, arithmetic)
+    predictor = open_predictor(artefact)
+    graph, device = predictor.graph, predictor.device
     arrays = {
         spec.name: torch.from_numpy(_sample(_sizes(list(spec.shape), batch), spec.dtype)) for spec in graph.inputs
     }

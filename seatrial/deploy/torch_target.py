@@ -77,8 +77,7 @@ class Torch(Target):
         return Artefact(file, "pt2", bits, settings)
 
     def open(self, artefact: Artefact, *, threads: int) -> Predictor:
-        graph, device, arithmetic = open_graph(artefact)
-        return TorchPredictor(GraphPredictor(overwriting(graph), device, arithmetic), threads)
+        return TorchPredictor(open_predictor(artefact), threads)
 
     def time(self, artefacts: Sequence[Artefact], *, threads: int, batches: Sequence[int] = (1, 8)) -> list[Timing]:
         subjects = [Subject(self.name, artefact) for artefact in artefacts]
@@ -99,6 +98,12 @@ def open_graph(artefact: Artefact) -> tuple[Graph, str, str]:
     if device == "cpu":
         lay_out(graph.module, torch.channels_last)
     return graph, device, artefact.settings.get("arithmetic", "as-is")
+
+
+def open_predictor(artefact: Artefact) -> GraphPredictor:
+    """Return what answers for a `.pt2`: its graph as `open_graph` gives it, with ReLUs in place."""
+    graph, device, arithmetic = open_graph(artefact)
+    return GraphPredictor(overwriting(graph), device, arithmetic)
 
 
 @contextmanager
