@@ -77,6 +77,19 @@ def test_results_stay_in_the_ball_and_the_unit_box(which: int, epsilon: str, see
     assert found.untyped_storage().data_ptr() != inputs.untyped_storage().data_ptr()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_layout_of_pictures_in_memory_changes_no_square(norm: str) -> None:
+    inputs, labels = pictures(6), convnet()(pictures(6)).argmax(1)
+    attack = Square(epsilon=0.02 if norm == "linf" else 0.5, norm=norm, queries=60)
+    plain = attack.perturb(Judge(convnet()), inputs, labels, rng=draws(6))
+    last = attack.perturb(
+        Judge(convnet()), inputs.contiguous(memory_format=torch.channels_last), labels, rng=draws(6)
+    )
+    assert torch.equal(plain.inputs, last.inputs)
+    assert (plain.queries == last.queries).all()
+    assert plain.queries.max() > 1
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_the_audited_module_is_untouched(attack: Attack) -> None:
     module = convnet()

@@ -44,7 +44,8 @@ def objective_gradient(
             raise NotApplicable("the predictor's output is detached from its input, so there is no gradient to climb")
         values = objective(logits)
         (gradient,) = torch.autograd.grad(values.sum(), point)
-    return gradient.nan_to_num_(0.0), logits.detach(), values.detach()
+    # Convolutions may give it channels last; what attacks do with it and the inputs is faster in one layout.
+    return gradient.contiguous().nan_to_num_(0.0), logits.detach(), values.detach()
 
 
 def zero_share(gradient: Float[Tensor, "batch 3 height width"]) -> Float[np.ndarray, " batch"]:

@@ -26,7 +26,8 @@ def nearest_on_plane(
     its wall; in L1 the entries of the steepest normal go to their walls, one after another.
     """
     direction = normals.sign() * shifts.sign()
-    room, weight = torch.where(direction > 0, 1 - points, points), normals.abs()
+    # To the wall at 1 on the way up, to that at 0 on the way down; a comparison would cost ten of these passes.
+    room, weight = direction.clamp(min=0).sub_(points).abs_(), normals.abs()
     # Scaled to a steepest slope of 1, neither tiny gradients nor their squares leave the range of float32.
     steepest = weight.amax((1, 2, 3), keepdim=True).clamp_(min=torch.finfo(weight.dtype).tiny)
     weight, wanted = weight / steepest, shifts.abs() / steepest
@@ -48,13 +49,14 @@ def _common(room: Tensor, weight: Tensor, wanted: Tensor, norm: str) -> Tensor:
     change, amount = torch.zeros_like(room), torch.zeros_like(wanted)
     done = torch.zeros_like(wanted, dtype=torch.bool)
     for _ in range(_TURNS):
-        slope = sample_sum(gain * (wall > amount))
         left = wanted - sample_sum(weight * change)
-        beyond = amount + left / slope.clamp(min=_TINY)
         # A sample that has its amount keeps it, whatever others still need.
-        done = done | (left <= _CLOSE * wanted) | (slope == 0) | (beyond <= amount)
+        done = done | (left <= _CLOSE * wanted)
         if bool(done.all()):
             break
+        slope = sample_sum((wall - amount).sign_().clamp_(min=0).mul_(gain))
+        beyond = amount + left / slope.clamp(min=_TINY)
+        done = done | (slope == 0) | (beyond <= amount)
         amount = torch.where(done, amount, beyond)
         change = torch.minimum(amount if pace is None else amount * pace, room)
     return change

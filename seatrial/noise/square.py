@@ -68,7 +68,7 @@ class Square(Attack):
             raise NotApplicable(
                 "the predictor gives labels only, and the Square attack compares scores; hopskipjump would work"
             )
-        inputs = inputs.detach()
+        inputs = inputs.detach().contiguous()  # the search writes by position
         ball = ball_around(self.norm, inputs, budget(self.norm, self.epsilon, inputs.shape[1:]))
         found, spent = inputs.clone(), np.ones(len(inputs), dtype=np.int64)
         standing = (margin(predictor(inputs), labels) >= 0).nonzero()[:, 0]

@@ -59,8 +59,10 @@ class LinfSearch(RandomSearch):
 
     def take_back(self, rejected: Tensor) -> None:
         """Put back what stood in the square of these rows."""
-        best = self.arrays["best"].flatten(2)
-        best[rejected] = best[rejected].scatter(2, self._changed[rejected], self._before[rejected])
+        best = self.arrays["best"]
+        channels, pixels = best.shape[1], best.shape[2] * best.shape[3]
+        planes = rejected[:, None] * channels + torch.arange(channels, device=rejected.device)
+        best.view(-1)[planes[:, :, None] * pixels + self._changed[rejected]] = self._before[rejected]
 
     def _raised(self, code: Tensor) -> Tensor:
         return (code[:, None] & self._bits != 0)[:, :, None]
