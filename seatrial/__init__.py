@@ -16,6 +16,7 @@ _PUBLIC = {
     "trial": "seatrial.jobs.trial",
     "TrialResult": "seatrial.jobs.result",
     "robustness": "seatrial.jobs.robustness",
+    "task_robustness": "seatrial.jobs.task_robustness",
     "quantize": "seatrial.jobs.quantize",
     "qat": "seatrial.jobs.qat",
     "harden": "seatrial.jobs.harden",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from seatrial.jobs.quantize import quantize as quantize
     from seatrial.jobs.result import TrialResult as TrialResult
     from seatrial.jobs.robustness import robustness as robustness
+    from seatrial.jobs.task_robustness import task_robustness as task_robustness
     from seatrial.jobs.trial import trial as trial
     from seatrial.models.opened import open_model as open_model
 

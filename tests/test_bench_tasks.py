@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
+from bright_squares import Segmenter, bright_square, square_folder
 
 from seatrial.bench import pictures as pictures_module
 from seatrial.bench.plan import Plan, Subject
@@ -24,7 +23,6 @@ from seatrial.core.graph import GraphPredictor
 from seatrial.core.instance_segmentation import InstanceSegmentation
 from seatrial.core.noise import Corruption, NoiseSpec, System, SystemNoise
 from seatrial.core.pipeline import Letterbox, Pipeline, Resize
-from seatrial.core.predictor import Gift, Inputs, Predictor
 from seatrial.core.sample import Placement
 from seatrial.core.segmentation import SemanticSegmentation
 from seatrial.core.task import LabelMap, Task
@@ -53,53 +51,11 @@ class Centered(SystemNoise):
         return System(Pipeline((32, 48), Resize(), letterbox=Letterbox(centered=True)))
 
 
-def bright_square(pictures: list[Tensor]) -> list[dict[str, Tensor]]:
-    """Find the one square that is brighter than all around it, with its mask."""
-    found = []
-    for picture in pictures:
-        inside = picture.mean(0) > 0.55
-        y, x = torch.nonzero(inside, as_tuple=True)
-        count = int(len(y) > 0)
-        box = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1])[None].float() if count else torch.empty(0, 4)
-        scores, labels = torch.full((count,), 0.9), torch.zeros(count, dtype=torch.int64)
-        masks = inside[None, None].float().expand(count, 1, *inside.shape)
-        found.append({"boxes": box, "scores": scores, "labels": labels, "masks": masks})
-    return found
-
-
-class Segmenter(Predictor):
-    """Bright pixels are of class 1."""
-
-    gives: frozenset[Gift] = frozenset()
-
-    def __call__(self, inputs: Inputs) -> Tensor:
-        assert isinstance(inputs, Tensor)
-        bright = (inputs.mean(1, keepdim=True) > 0.55).float()
-        return torch.cat([1 - bright, bright], dim=1)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Three dark pictures of different sizes, each with a bright square, an outline and a map of it."""
-    for number, (height, width) in enumerate([(64, 96), (90, 60), (40, 120)]):
-        pixels = np.full((height, width, 3), 40, dtype=np.uint8)
-        pixels[8 : 8 + 24, 12 : 12 + 30] = 230
-        corners = [(12, 8), (42, 8), (42, 32), (12, 32)]
-        for name in ("images", "masks", "labels"):
-            (tmp_path / name).mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / f"images/p{number}.png")
-        Image.fromarray((pixels[:, :, 0] > 100).astype(np.uint8)).save(tmp_path / f"masks/p{number}.png")
-        shares = " ".join(f"{x / width} {y / height}" for x, y in corners)
-        (tmp_path / f"labels/p{number}.txt").write_text(f"0 {shares}\n")
-    return tmp_path
-
-
 @pytest.mark.parametrize(
     "task", [Detection(), InstanceSegmentation(), SemanticSegmentation()], ids=lambda t: type(t).__name__
 )
-def test_records_of_a_sweep_are_those_of_the_task(
-    folder: Path, tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_records_of_a_sweep_are_those_of_the_task(tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = square_folder(tmp_path)
     dataset = open_masks(folder) if isinstance(task, SemanticSegmentation) else open_objects(folder, masks=True)
     predictor = Segmenter() if isinstance(task, SemanticSegmentation) else EagerDetector(bright_square)
     subject = Subject("float", "torch", predictor, "digest")

@@ -82,9 +82,7 @@ def test_the_layout_of_pictures_in_memory_changes_no_square(norm: str) -> None:
     inputs, labels = pictures(6), convnet()(pictures(6)).argmax(1)
     attack = Square(epsilon=0.02 if norm == "linf" else 0.5, norm=norm, queries=60)
     plain = attack.perturb(Judge(convnet()), inputs, labels, rng=draws(6))
-    last = attack.perturb(
-        Judge(convnet()), inputs.contiguous(memory_format=torch.channels_last), labels, rng=draws(6)
-    )
+    last = attack.perturb(Judge(convnet()), inputs.contiguous(memory_format=torch.channels_last), labels, rng=draws(6))
     assert torch.equal(plain.inputs, last.inputs)
     assert (plain.queries == last.queries).all()
     assert plain.queries.max() > 1

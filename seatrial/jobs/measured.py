@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -24,6 +24,15 @@ from seatrial.metrics.joining import column, joined
 Metric = Callable[[pd.DataFrame], float]
 
 
+class Answering(Protocol):
+    """What cells are of: a name for the reader, and the hash that their questions hold."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Cells:
     """The finished cells of one plan, by variant label and noise."""
@@ -31,7 +40,7 @@ class Cells:
     found: Mapping[tuple[str, NoiseSpec | None], Entry]
 
     @staticmethod
-    def of(store: Store, plan: Plan, variants: Iterable[Variant]) -> Cells:
+    def of(store: Store, plan: Plan, variants: Iterable[Answering]) -> Cells:
         """Read from the store what belongs to this plan, in the order of the variants and of its noises."""
         variants = tuple(variants)
         digests = {variant.digest: variant.label for variant in variants}

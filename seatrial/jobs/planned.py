@@ -6,6 +6,9 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from seatrial.bench.plan import Plan
+from seatrial.core.pipeline import Pipeline
+from seatrial.core.sample import Dataset
+from seatrial.core.task import Task
 from seatrial.data.decode import library_builds
 from seatrial.data.draw import limit
 from seatrial.jobs.noises import Row, noise_plan
@@ -22,12 +25,17 @@ def plans(subject: Subject, settings: Settings, gradients: bool) -> tuple[Plan, 
 
 def clean_plan(subject: Subject, settings: Settings) -> Plan:
     """Return the plan that asks clean data alone."""
+    return plan_of(subject.model.name, subject.evaluation, subject.pipeline, subject.task, settings)
+
+
+def plan_of(model: str, dataset: Dataset, pipeline: Pipeline, task: Task, settings: Settings) -> Plan:
+    """Return the plan that asks clean data alone, of any task."""
     installed = ("torch", "numpy", "onnxruntime", "openvino", "ai-edge-litert")
     return Plan(
-        model=subject.model.name,
-        dataset=subject.evaluation,
-        pipeline=subject.pipeline,
-        task=subject.task,
+        model=model,
+        dataset=dataset,
+        pipeline=pipeline,
+        task=task,
         seed=settings.seed,
         batch=settings.batch,
         threads=settings.used_threads,

@@ -49,11 +49,11 @@ def _moved(clean: pa.Table, records: pa.Table, rng: np.random.Generator) -> dict
     }
     for name in ("kl", "picture_difference"):
         if name in records.column_names:
-            found[name] = _mean(column(records, name)[right].astype(np.float64), rng)
+            found[name] = mean_of(column(records, name)[right].astype(np.float64), rng)
     return found
 
 
-def _mean(values: np.ndarray, rng: np.random.Generator) -> dict[str, float] | None:
+def mean_of(values: np.ndarray, rng: np.random.Generator) -> dict[str, float] | None:
     """Return the mean with its interval; None where a value is not finite (scores that are not numbers)."""
     if not np.isfinite(values).all():
         return None
@@ -64,7 +64,7 @@ def _mean(values: np.ndarray, rng: np.random.Generator) -> dict[str, float] | No
 def _share(which: np.ndarray, rng: np.random.Generator) -> dict[str, float] | None:
     """Return the share of true values; where none or all are, the bootstrap has no width and Wilson's interval has."""
     if which.any() and not which.all():
-        return _mean(which.astype(np.float64), rng)
+        return mean_of(which.astype(np.float64), rng)
     interval = wilson(int(which.sum()), len(which))
     return {"value": float(which.mean()), "low": interval.low, "high": interval.high}
 

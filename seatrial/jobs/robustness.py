@@ -20,8 +20,9 @@ from seatrial.core.chance import generator
 from seatrial.core.noise import NoiseSpec
 from seatrial.deploy.machine import this_machine
 from seatrial.errors import BadInput
+from seatrial.jobs.chaining import chain_plan
 from seatrial.jobs.measured import Cells
-from seatrial.jobs.noises import QUICK_QUERIES, listed, parse_noise, profile_texts, text_of, with_checks
+from seatrial.jobs.noises import QUICK_QUERIES, listed, parse_noise, profile_texts, with_checks
 from seatrial.jobs.pictures import example_pictures
 from seatrial.jobs.planned import clean_plan, noisy_plan
 from seatrial.jobs.result import write_text
@@ -33,14 +34,13 @@ from seatrial.jobs.variants import (
     OpenVariants,
     Variant,
     artefact_targets,
-    build,
     build_artefact,
-    float_only,
+    build_for_targets,
     usable_target,
+    wanted_targets,
 )
 from seatrial.metrics.masking import masking_findings
 from seatrial.metrics.summary import summarize
-from seatrial.metrics.systematic import worst_options
 from seatrial.models.artefact import ArtefactModel
 from seatrial.models.opened import Model, is_artefact
 from seatrial.noise.ball import budget
@@ -48,11 +48,6 @@ from seatrial.numerics.batch_norm import fold_batch_norm
 from seatrial.report.robustness_page import render_robustness
 
 QUICK_SAMPLES = 256
-# The order in which a picture meets them; figure 3 of SysNoise adds them up like this.
-_ROAD = (
-    *("decoder", "exif", "color", "resize", "letterbox", "precision", "ceil_mode", "upsample", "align_corners"),
-    "box_offset",
-)
 Tell = Callable[[int, int, str], None]
 
 
@@ -204,7 +199,12 @@ def _one(
 ) -> _Found:
     """Ask everything of one model and its variants."""
 
-    variants, warnings = _variants(subject, folder, settings, progress)
+    if isinstance(subject.model, ArtefactModel):
+        built = build_artefact(subject.model, _runtimes(settings))
+        variants, warnings = built.variants, list(built.warnings)
+    else:
+        graph = fold_batch_norm(subject.model.graph)
+        variants, warnings = build_for_targets(graph, subject.calibration_batches, folder, settings, progress)
     opener = OpenVariants(variants, settings.used_threads)
 
     def ask(some: tuple[Variant, ...], plan: Plan) -> None:
@@ -225,7 +225,7 @@ def _one(
     for plan in plans:
         ask(variants, plan)
     found = [Cells.of(store, plan, variants) for plan in plans]
-    chains = [_chain(variant, found[0], base) for variant in variants]
+    chains = [chain_plan(found[0], variant.label, base) for variant in variants]
     for variant, plan in zip(variants, chains):
         if plan.noises:
             ask((variant,), plan)
@@ -259,48 +259,6 @@ def _one(
     return _Found(cells, summary, masking, [*subject.warnings, *warnings], pictures)
 
 
-def _variants(
-    subject: Subject, folder: Path, settings: Settings, progress: Tell | None
-) -> tuple[tuple[Variant, ...], list[str]]:
-    """Return the variants on every target asked for; a simulation stands once, for the first target."""
-    if isinstance(subject.model, ArtefactModel):
-        built = build_artefact(subject.model, _runtimes(settings))
-        return built.variants, list(built.warnings)
-    graph = fold_batch_norm(subject.model.graph)
-    batches = [] if settings.bits == "float" else subject.calibration_batches()
-    found: dict[str, Variant] = {}
-    warnings: list[str] = []
-    for name in _targets(settings):
-        target = usable_target(name)
-        if progress is not None:
-            progress(0, 0, f"building for {name}")
-        if settings.bits == "float":
-            built = float_only(graph, target, folder)
-        else:
-            built = build(graph, target, batches, folder, settings)
-        for variant in built.variants:
-            found.setdefault(variant.label, variant)
-        warnings += built.warnings
-    return tuple(found.values()), warnings
-
-
-def _chain(variant: Variant, answered: Cells, base: Plan) -> Plan:
-    """Return the plan of the combined drop: each noise at its worst option, one more at each step of the road."""
-    clean = answered.records(variant.label)
-    if clean is None:
-        return base
-    single = {
-        spec: entry.table
-        for (label, spec), entry in answered.found.items()
-        if label == variant.label and spec is not None and spec.family == "system" and "+" not in spec.name
-        if entry.status == "done"
-    }
-    worst = worst_options(clean, single)
-    texts = [text_of(worst[name]) for name in _ROAD if name in worst]
-    steps = ["+".join(texts[: count + 1]) for count in range(len(texts))]
-    return replace(base, noises=tuple(parse_noise(text) for text in steps)) if len(steps) > 1 else base
-
-
 def _pictures(plans: Sequence[Plan], opener: OpenVariants) -> list[dict[str, Any]]:
     """Return what each noise does to the first sample of the largest plan, and what the first variant answers."""
     subjects = replace(opener, variants=opener.variants[:1])()
@@ -319,15 +277,11 @@ def _check(opened: Sequence[Subject], wanted: Asked, settings: Settings) -> None
         if isinstance(subject.model, ArtefactModel):
             artefact_targets(subject.model, _runtimes(settings))
         else:
-            for name in _targets(settings):
+            for name in wanted_targets(settings):
                 usable_target(name)
         for text in wanted.attacks:
             spec, _ = parse_noise(text)
             budget(str(spec.norm), str(spec.severity), (3, *subject.pipeline.crop_px))
-
-
-def _targets(settings: Settings) -> list[str]:
-    return ["onnxruntime"] if settings.target == "auto" else settings.target.split(",")
 
 
 def _runtimes(settings: Settings) -> str:

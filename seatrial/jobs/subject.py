@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seatrial.core.pipeline import Pipeline
+from seatrial.core.sample import Dataset
 from seatrial.core.task import Classification, LabelMap
 from seatrial.data.array_set import ArraySet
 from seatrial.data.draw import limit, split_calibration
@@ -69,7 +70,7 @@ class Subject:
         }
 
 
-def load_batches(samples: Samples, pipeline: Pipeline, size: int = _BATCH) -> list[Tensor]:
+def load_batches(samples: Dataset, pipeline: Pipeline, size: int = _BATCH) -> list[Tensor]:
     """Return all samples as batches, in order."""
     inputs = [load_input(pipeline, sample) for sample in samples]
     return [torch.stack(inputs[start : start + size]) for start in range(0, len(inputs), size)]

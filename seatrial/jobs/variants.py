@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,36 @@ def float_only(graph: Graph, target: Target, folder: Path) -> Built:
         deployed = target.compile(graph, folder / f"float-{target.name}", bits="float32")
         variants.append(Variant("float", target.name, deployed, whole))
     return Built(target.name, tuple(variants))
+
+
+def wanted_targets(settings: Settings) -> list[str]:
+    """Return the targets that a float network is deployed on; `auto` is ONNX Runtime alone."""
+    return ["onnxruntime"] if settings.target == "auto" else settings.target.split(",")
+
+
+def build_for_targets(
+    graph: Graph,
+    batches: Callable[[], Any],
+    folder: Path,
+    settings: Settings,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[tuple[Variant, ...], list[str]]:
+    """Return the variants on every target asked for, with warnings; a simulation stands once, for the first target.
+
+    `batches` loads the calibration samples, unless `settings.bits` is "float". Raises as `build` does.
+    """
+    found: dict[str, Variant] = {}
+    warnings: list[str] = []
+    loaded = None if settings.bits == "float" else batches()
+    for name in wanted_targets(settings):
+        target = usable_target(name)
+        if progress is not None:
+            progress(0, 0, f"building for {name}")
+        built = float_only(graph, target, folder) if loaded is None else build(graph, target, loaded, folder, settings)
+        for variant in built.variants:
+            found.setdefault(variant.label, variant)
+        warnings += built.warnings
+    return tuple(found.values()), warnings
 
 
 def artefact_targets(model: ArtefactModel, wanted: str) -> list[str]:
