@@ -5,7 +5,7 @@
 SqueezeNet 1.1, MobileNetV1 0.25, MobileNetV2 and EtinyNet go through `seatrial robustness` as float and W8A8 on ONNX
 Runtime and OpenVINO. Decoders, resizes and the chain of the combined drop are asked on the 120 pictures of original
 size (probably training pictures: changes count there, accuracy does not), everything that does not hang on the size of
-a picture again on validation pictures of 227 pixels. At 224 pixels all of SqueezeNet's pools divide evenly, so its ceil
+a picture again on validation pictures of that size. At 224 pixels all of SqueezeNet's pools divide evenly, so its ceil
 mode is asked once more at 227, from its safetensors file. The cache keeps each run: a killed one goes on. Writes all
 cells and chains as CSV and prints the tables of the study. Needs the development data.
 """
@@ -35,6 +35,7 @@ PICTURES = {
 }
 AT_227 = "squeezenet1_1 at 227 px"
 RUNTIMES = ("onnxruntime", "openvino")
+FIGURES = ("churn, %", "KL", "top-1, %", "change, points")
 CELL = (
     *("model", "variant", "target", "name", "option", "status", "n", "clean", "value", "low", "high"),
     *("difference", "difference_low", "difference_high", "churn", "kl", "picture_difference", "reason"),
@@ -93,6 +94,11 @@ def points(row: dict[str, Any], key: str, scale: float = 100.0) -> str:
     return f"{scale * row[key]:.2f} ({scale * row[f'{key}_low']:.2f} to {scale * row[f'{key}_high']:.2f})"
 
 
+def figures(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return churn, divergence, accuracy of the reference pipeline and what changed of it."""
+    return points(row, "churn"), f"{row['kl']:.4f}", f"{100 * row['clean']:.2f}", points(row, "difference")
+
+
 def print_worst(cells: list[dict[str, Any]]) -> None:
     """Print each noise at its worst option by churn, on deployed W8A8."""
     rows = []
@@ -101,20 +107,16 @@ def print_worst(cells: list[dict[str, Any]]) -> None:
         options = list(group)
         worst = max(options, key=lambda c: c["churn"])
         mean = float(np.mean([c["churn"] for c in options]))
-        figures = f"{100 * mean:.2f}", points(worst, "churn"), f"{worst['kl']:.4f}", points(worst, "difference")
-        rows.append([*key, str(worst["option"]), *figures])
-    heads = (
-        "pictures",
-        "model",
-        "runtime",
-        "noise",
-        "worst option",
-        "mean churn, %",
-        "churn, %",
-        "KL",
-        "top-1, points",
-    )
-    print_table(heads, rows)
+        rows.append([*key, str(worst["option"]), f"{100 * mean:.2f}", *figures(worst)])
+    print_table(("pictures", "model", "runtime", "noise", "worst option", "mean churn, %", *FIGURES), rows)
+
+
+def print_precision(cells: list[dict[str, Any]]) -> None:
+    """Print what each arithmetic changes in the float network, on validation pictures."""
+    mine = [c for c in cells if c["pictures"] == "validation" and c["name"] == "precision"]
+    mine = [c for c in mine if c["variant"] == "float" and c["status"] == "done"]
+    rows = [[c["model"], c["target"], str(c["option"]), *figures(c)] for c in mine]
+    print_table(("model", "runtime", "precision", *FIGURES), rows)
 
 
 def print_ranked(cells: list[dict[str, Any]]) -> None:
@@ -155,7 +157,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "studies" / "data")
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--pictures", nargs="*", default=list(PICTURES), choices=list(PICTURES))
-    parser.add_argument("--limit", type=int, default=400, help="most pictures of a set")
+    parser.add_argument("--limit", type=int, default=800, help="most pictures of a set")
     given = parser.parse_args()
     cells: list[dict[str, Any]] = []
     chains: list[dict[str, Any]] = []
@@ -168,6 +170,7 @@ def main() -> None:
             write_csv(given.out / "sysnoise_imagenet_chains.csv", chains)
     print_worst(cells)
     print_ranked(cells)
+    print_precision(cells)
     print_chains(chains)
 
 
