@@ -5,7 +5,7 @@
 SqueezeNet 1.1, MobileNetV1 0.25, MobileNetV2 and EtinyNet go through `seatrial robustness` as float and W8A8 on ONNX
 Runtime and OpenVINO. Decoders, resizes and the chain of the combined drop are asked on the 120 pictures of original
 size (probably training pictures: changes count there, accuracy does not), everything that does not hang on the size of
-a picture again on validation pictures of that size. At 224 pixels all of SqueezeNet's pools divide evenly, so its ceil
+a picture again on validation pictures of 227 pixels. At 224 pixels all of SqueezeNet's pools divide evenly, so its ceil
 mode is asked once more at 227, from its safetensors file. The cache keeps each run: a killed one goes on. Writes all
 cells and chains as CSV and prints the tables of the study. Needs the development data.
 """
