@@ -20,7 +20,8 @@ from seatrial.core.detection import Detection
 from seatrial.core.instance_segmentation import InstanceSegmentation
 from seatrial.core.runs import area_px, runs_of
 from seatrial.errors import BadInput
-from seatrial.metrics.detection import ap_difference_interval, ap_interval, average_precision, matches_of
+from seatrial.metrics.detection import average_precision, matches_of
+from seatrial.metrics.of_task import judge_of
 
 SIDE = 120
 
@@ -176,16 +177,18 @@ def test_a_draw_is_the_data_set_with_samples_repeated(seed: int) -> None:
 def test_intervals_hold_the_figure_and_see_a_loss() -> None:
     rows = random_rows(np.random.default_rng(3), 60)
     found = average_precision(rows).ap
-    interval = ap_interval(matches_of(rows), rng=np.random.default_rng(0))
+    judge = judge_of(Detection())
+    assert judge(rows).value() == pytest.approx(found, abs=1e-12)
+    interval = judge(rows).interval(np.random.default_rng(0))
     assert interval.low < found < interval.high
-    assert interval == ap_interval(matches_of(rows), rng=np.random.default_rng(0))
+    assert interval == judge(rows).interval(np.random.default_rng(0))
     worse = rows.to_pylist()
     for row in worse[::2]:
         row |= {"boxes": [], "classes": [], "scores": []}
     worse.reverse()  # joined by sample, not by place
-    loss = ap_difference_interval(rows, table(*worse), rng=np.random.default_rng(0))
+    loss = judge(table(*worse)).less_interval(judge(rows), np.random.default_rng(0))
     assert loss.low < average_precision(table(*worse)).ap - found < loss.high < 0
-    same = ap_difference_interval(rows, rows, rng=np.random.default_rng(0))
+    same = judge(rows).less_interval(judge(rows), np.random.default_rng(0))
     assert (same.low, same.high) == (0, 0)
 
 
@@ -198,7 +201,7 @@ def test_empty_and_foreign_records_are_named() -> None:
         average_precision(table(record("a", [], [(A, 0)])), "masks")
     nothing = table(record("a", [], []))
     assert average_precision(nothing).ap is None
-    with pytest.raises(BadInput, match="without a finite figure"):
-        ap_interval(matches_of(nothing), rng=np.random.default_rng(0))
+    with pytest.raises(BadInput, match="without an object"):
+        judge_of(Detection())(nothing).interval(np.random.default_rng(0))
     missed = average_precision(table(record("a", [], [(A, 0)])))
     assert (missed.ap, missed.by_class) == (0, {0: 0})

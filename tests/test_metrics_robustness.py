@@ -19,7 +19,7 @@ from seatrial.metrics.corruption_error import (
 )
 from seatrial.metrics.masking import masking_findings
 from seatrial.metrics.summary import magnitude, summarize
-from seatrial.metrics.systematic import drops, systematic_robustness
+from seatrial.metrics.systematic import drop, drops, systematic_robustness
 
 # Top-1 in percent, severities 1 to 5, on 5,000 pictures with the official files: RobustBench,
 # model_info/imagenet/corruptions/unaggregated_results.csv.
@@ -140,7 +140,7 @@ def test_drops_take_the_first_of_equal_options() -> None:
     clean = records(np.ones(10, bool))
     one, other = (NoiseSpec("system", "resize", name) for name in ("pillow-box", "opencv-area"))
     worse = records(np.r_[np.ones(7, bool), np.zeros(3, bool)])
-    (found,) = drops(clean, {one: worse, other: worse})
+    (found,) = drops({one: drop(clean, worse), other: drop(clean, worse)})
     assert found.worst == one
     assert found.mean == found.most == pytest.approx(0.3)
 

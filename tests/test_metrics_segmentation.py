@@ -12,9 +12,11 @@ from sklearn.metrics import accuracy_score, jaccard_score
 
 from seatrial.core.sample import Picture, Placement, Sample
 from seatrial.core.segmentation import SemanticSegmentation
+from seatrial.core.task import Classification
 from seatrial.core.truth import IGNORED, ClassMap
 from seatrial.errors import BadInput
-from seatrial.metrics.segmentation import mean_iou_difference_interval, mean_iou_interval, region_overlap
+from seatrial.metrics.of_task import judge_of
+from seatrial.metrics.segmentation import region_overlap
 
 SIDE = 12
 
@@ -71,7 +73,8 @@ def test_intervals_are_those_of_samples_drawn_one_by_one() -> None:
     for row in range(0, 30, 3):
         answers[row] = rng.integers(0, 3, (SIDE, SIDE))  # pictures differ
     records = judged(truths, answers, 3)
-    interval = mean_iou_interval(records, rng=np.random.default_rng(0))
+    judge = judge_of(SemanticSegmentation())
+    interval = judge(records).interval(np.random.default_rng(0))
     drawn = []
     for _ in range(300):
         chosen = rng.integers(0, 30, 30)
@@ -81,7 +84,7 @@ def test_intervals_are_those_of_samples_drawn_one_by_one() -> None:
     worse = answers.copy()
     worse[:, :3] = 0
     after = judged(truths, worse, 3)
-    loss = mean_iou_difference_interval(records, after.take(np.arange(30)[::-1]), rng=np.random.default_rng(0))
+    loss = judge(after.take(np.arange(30)[::-1])).less_interval(judge(records), np.random.default_rng(0))
     assert loss.low < region_overlap(after).mean_iou - region_overlap(records).mean_iou < loss.high < 0
 
 
@@ -94,3 +97,21 @@ def test_empty_and_mixed_records_are_named() -> None:
         region_overlap(judged(np.full_like(truths, IGNORED), answers, 3))
     with pytest.raises(BadInput, match="without a column 'n_classes'"):
         region_overlap(pa.table({"sample": ["a"]}))
+
+
+def test_a_judge_compares_what_both_cells_hold() -> None:
+    rng = np.random.default_rng(5)
+    truths, answers = maps(rng, 8, 3, 0.2)
+    worse = np.where(rng.random(answers.shape) < 0.3, 0, answers)
+    before, after = judged(truths, answers, 3), judged(truths, worse, 3).slice(2)
+    judge = judge_of(SemanticSegmentation())
+    clean, noisy = judge(before), judge(after.take([5, 3, 1, 0, 2, 4]))
+    assert clean.value() == region_overlap(before).mean_iou
+    assert noisy.less(clean) == pytest.approx(region_overlap(after).mean_iou - region_overlap(before.slice(2)).mean_iou)
+    among = judge(before.slice(2))
+    assert noisy.less_interval(clean, np.random.default_rng(1)) == noisy.less_interval(among, np.random.default_rng(1))
+    nothing = judge(judged(np.full((1, SIDE, SIDE), IGNORED), answers[:1], 3))
+    with pytest.raises(BadInput, match="without an object or a judged pixel"):
+        nothing.value()
+    with pytest.raises(BadInput, match="the task Classification"):
+        judge_of(Classification())

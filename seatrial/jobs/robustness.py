@@ -20,7 +20,7 @@ from seatrial.core.chance import generator
 from seatrial.core.noise import NoiseSpec
 from seatrial.deploy.machine import this_machine
 from seatrial.errors import BadInput
-from seatrial.jobs.chaining import chain_plan
+from seatrial.jobs.chaining import chain_plan, single_noises
 from seatrial.jobs.measured import Cells
 from seatrial.jobs.noises import QUICK_QUERIES, listed, parse_noise, profile_texts, with_checks
 from seatrial.jobs.pictures import example_pictures
@@ -41,6 +41,7 @@ from seatrial.jobs.variants import (
 )
 from seatrial.metrics.masking import masking_findings
 from seatrial.metrics.summary import summarize
+from seatrial.metrics.systematic import drop
 from seatrial.models.artefact import ArtefactModel
 from seatrial.models.opened import Model, is_artefact
 from seatrial.noise.ball import budget
@@ -225,7 +226,7 @@ def _one(
     for plan in plans:
         ask(variants, plan)
     found = [Cells.of(store, plan, variants) for plan in plans]
-    chains = [chain_plan(found[0], variant.label, base) for variant in variants]
+    chains = [_chain(found[0], variant.label, base) for variant in variants]
     for variant, plan in zip(variants, chains):
         if plan.noises:
             ask((variant,), plan)
@@ -257,6 +258,13 @@ def _one(
         masking += [{**head, **finding} for finding in masking_findings(tables)]
     pictures = _pictures(plans, opener)
     return _Found(cells, summary, masking, [*subject.warnings, *warnings], pictures)
+
+
+def _chain(answered: Cells, label: str, base: Plan) -> Plan:
+    clean = answered.records(label)
+    if clean is None:
+        return base
+    return chain_plan({spec: drop(clean, table) for spec, table in single_noises(answered, label).items()}, base)
 
 
 def _pictures(plans: Sequence[Plan], opener: OpenVariants) -> list[dict[str, Any]]:

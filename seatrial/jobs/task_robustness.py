@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from torch import nn
 
 from seatrial.bench.cache import damage
 from seatrial.bench.plan import Plan
 from seatrial.bench.plan import Subject as SweptSubject
-from seatrial.bench.store import Store
+from seatrial.bench.store import Entry, Store
 from seatrial.bench.sweep import sweep
 from seatrial.bench.worker import OpenSubjects
 from seatrial.core.cell import digest, question
@@ -33,7 +32,7 @@ from seatrial.data.screen import screen
 from seatrial.data.task_files import TaskName, open_task_data
 from seatrial.deploy.machine import this_machine
 from seatrial.errors import BadInput
-from seatrial.jobs.chaining import chain_plan
+from seatrial.jobs.chaining import chain_plan, single_noises
 from seatrial.jobs.measured import Cells
 from seatrial.jobs.noises import listed, parse_noise, profile_texts
 from seatrial.jobs.planned import plan_of
@@ -42,8 +41,8 @@ from seatrial.jobs.robust_cells import mean_of
 from seatrial.jobs.settings import Settings
 from seatrial.jobs.subject import load_batches
 from seatrial.jobs.variants import OpenVariants, Variant, build_for_targets
-from seatrial.metrics.joining import column, joined
-from seatrial.metrics.of_task import TaskMetric, metric_of
+from seatrial.metrics.joining import column
+from seatrial.metrics.of_task import Judged, judge_of
 from seatrial.metrics.systematic import drops
 from seatrial.models.eager_detector import OpenedDetector
 from seatrial.models.opened import Model, open_model
@@ -108,7 +107,7 @@ def task_robustness(
     deployed files, text models, tasks without such a figure, data without an object, unknown noises.
     """
     settings = replace(settings or Settings(bits="float"), **options)
-    metric = metric_of(task)
+    judge = judge_of(task)
     opened = model if isinstance(model, Model | OpenedDetector) else _opened(model, dict(overrides or {}))
     used = _pipeline(opened, pipeline)
     texts = [*listed(corruptions, "corruption")]
@@ -149,15 +148,26 @@ def task_robustness(
     for variant in variants:
         head = {"model": opened.name, "variant": variant.name, "target": variant.target}
         rng = generator(settings.seed, "task", variant.label)
-        cells += [head | _cell(answered, variant.label, spec, metric, rng) for spec, _ in noises]
-        clean = answered.records(variant.label)
+        records = answered.records(variant.label)
+        clean = None if records is None else judge(records)
+        noisy = {
+            spec: judge(entry.table)
+            for (label, spec), entry in answered.found.items()
+            if label == variant.label and spec is not None and entry.status == "done"
+        }
+        for spec, _ in noises:
+            entry = answered.found.get((variant.label, spec))
+            cells.append(head | _cell(spec, entry, clean, noisy.get(spec), rng))
         if clean is None:
             continue
-        chain = chain_plan(answered, variant.label, base, _drop_by(metric))
+        costs = {spec: clean.less(noisy[spec]) for spec in single_noises(answered, variant.label)}
+        chain = chain_plan(costs, base)
         if chain.noises:
             _ask(_one_of(opener, variant), chain, store, settings, progress)
         steps = Cells.of(store, chain, [variant])
-        summary.append(head | _summary(answered, steps, variant.label, [s for s, _ in chain.noises], metric, rng))
+        tables = {spec: steps.records(variant.label, spec) for spec, _ in chain.noises}
+        links = {spec: judge(table) for spec, table in tables.items() if table is not None}
+        summary.append(head | _summary(clean, costs, links, rng))
     result: dict[str, Any] = {
         "model": {"name": opened.name, "source": opened.source, "digest": opened.digest},
         "data": {"name": evaluation.name, "n": len(evaluation), "digest": evaluation.digest},
@@ -220,19 +230,9 @@ def _one_of(opener: OpenSubjects, variant: Variant | _Eager) -> OpenSubjects:
     return replace(opener, variants=(variant,)) if isinstance(opener, OpenVariants) else opener
 
 
-def _drop_by(metric: TaskMetric) -> Callable[[pa.Table, pa.Table], float]:
-    def drop(clean: pa.Table, noisy: pa.Table) -> float:
-        left, right = joined(clean, noisy)
-        before, after = metric.figure(clean.take(left)), metric.figure(noisy.take(right))
-        if before is None or after is None:
-            raise BadInput("samples without an object", "at least one", "evaluate on more data")
-        return before - after
-
-    return drop
-
-
-def _cell(answered: Cells, label: str, spec: NoiseSpec, metric: TaskMetric, rng: np.random.Generator) -> dict[str, Any]:
-    entry, records, clean = answered.found.get((label, spec)), answered.records(label, spec), answered.records(label)
+def _cell(
+    spec: NoiseSpec, entry: Entry | None, clean: Judged | None, noisy: Judged | None, rng: np.random.Generator
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "family": spec.family,
         "name": spec.name,
@@ -240,55 +240,44 @@ def _cell(answered: Cells, label: str, spec: NoiseSpec, metric: TaskMetric, rng:
         "norm": None,
         "severity": spec.severity,
         "access": None,
-        "metric": metric.name,
-        "n": 0 if records is None else len(records),
+        "metric": None if clean is None else clean.metric,
+        "n": 0 if noisy is None else len(noisy.records),
         "status": "failed" if entry is None else entry.status,
         "reason": "the cell is missing from the store" if entry is None else entry.reason,
-        "clean": None if clean is None else metric.figure(clean),
+        "clean": None if clean is None else clean.value(),
     }
     figures = ("value", "low", "high", "difference", "difference_low", "difference_high", "picture_difference")
     row |= dict.fromkeys(figures)
-    if records is None or clean is None:
+    if noisy is None or clean is None:
         return row
-    interval, moved = metric.interval(records, rng), metric.difference(clean, records, rng)
-    row |= {"value": metric.figure(records), "low": interval.low, "high": interval.high}
-    row |= {"difference": -_drop_by(metric)(clean, records)}
-    row |= {"difference_low": moved.low, "difference_high": moved.high}
-    if "picture_difference" in records.column_names:
-        row["picture_difference"] = mean_of(column(records, "picture_difference").astype(np.float64), rng)
+    interval, moved = noisy.interval(rng), noisy.less_interval(clean, rng)
+    row |= {"value": noisy.value(), "low": interval.low, "high": interval.high}
+    row |= {"difference": noisy.less(clean), "difference_low": moved.low, "difference_high": moved.high}
+    if "picture_difference" in noisy.records.column_names:
+        moved_by = column(noisy.records, "picture_difference").astype(np.float64)
+        row["picture_difference"] = mean_of(moved_by, rng)
     return row
 
 
 def _summary(
-    answered: Cells, steps: Cells, label: str, chain: Sequence[NoiseSpec], metric: TaskMetric, rng: np.random.Generator
+    clean: Judged, costs: Mapping[NoiseSpec, float], chain: Mapping[NoiseSpec, Judged], rng: np.random.Generator
 ) -> dict[str, Any]:
-    clean, drop = answered.records(label), _drop_by(metric)
-    assert clean is not None
-    interval = metric.interval(clean, rng)
-    single = {
-        spec: entry.table
-        for (name, spec), entry in answered.found.items()
-        if name == label and spec is not None and spec.family == "system" and entry.status == "done"
-    }
-    costs = [
-        {"noise": one.noise, "mean": one.mean, "max": one.most, "option": one.worst.option}
-        for one in drops(clean, single, drop)
-    ]
-    found = [(spec, table) for spec in chain if (table := steps.records(label, spec)) is not None]
     links = [
         {"noise": spec.name.split("+")[-1], "option": str(spec.option).split("+")[-1]}
-        | {"value": metric.figure(table), "drop": drop(clean, table)}
-        for spec, table in found
+        | {"value": judged.value(), "drop": clean.less(judged)}
+        for spec, judged in chain.items()
     ]
-    last = metric.difference(clean, found[-1][1], rng) if found else None
+    last = list(chain.values())[-1] if chain else None
     return {
-        "metric": metric.name,
-        "clean": metric.figure(clean),
+        "metric": clean.metric,
+        "clean": clean.value(),
         "intervals": {
-            "clean": asdict(interval),
-            "combined_drop": None if last is None else {"low": -last.high, "high": -last.low},
+            "clean": asdict(clean.interval(rng)),
+            "combined_drop": None if last is None else asdict(clean.less_interval(last, rng)),
         },
-        "system": costs,
+        "system": [
+            {"noise": one.noise, "mean": one.mean, "max": one.most, "option": one.worst.option} for one in drops(costs)
+        ],
         "combined_drop": links[-1]["drop"] if links else None,
         "chain": links,
     }

@@ -14,9 +14,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Float64, Int64
 
 from seatrial.errors import BadInput, missing_extra
-from seatrial.metrics.intervals import Interval
-from seatrial.metrics.joining import column, joined
-from seatrial.metrics.resampling import drawn_figures, percentile_interval
+from seatrial.metrics.joining import column
 
 Shape = Literal["boxes", "masks"]
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -128,41 +126,6 @@ def matches_of(records: pa.Table, shape: Shape = "boxes") -> Matches:
         left_out = _joined([cell["dtIgnore"] for _, cell in cells])[:, order] > 0
         classes[int(name)] = ClassMatches(owner.astype(np.int64)[order], matched & ~left_out, left_out, there)
     return Matches(samples, classes)
-
-
-def ap_interval(
-    matches: Matches, *, rng: np.random.Generator, confidence: float = 0.95, resamples: int = 200
-) -> Interval:
-    """Return the percentile bootstrap interval of `ap` over samples, as fractions.
-
-    Raises BadInput without an object. Source: Efron and Tibshirani 1993, section 13.3.
-    Departures: what matches what is kept, since it depends on each sample alone; only precision and recall are
-    counted anew. So few resamples put the ends of a 95 % interval within about a tenth of its width.
-    """
-    drawn = drawn_figures(len(matches.samples), matches.average_precision, rng=rng, resamples=resamples)
-    return percentile_interval(drawn, confidence)
-
-
-def ap_difference_interval(
-    before: pa.Table,
-    after: pa.Table,
-    *,
-    rng: np.random.Generator,
-    shape: Shape = "boxes",
-    confidence: float = 0.95,
-    resamples: int = 200,
-) -> Interval:
-    """Return the interval of `ap(after) - ap(before)` on the samples that both hold, by the same draws for both.
-
-    Raises BadInput as `average_precision` does and where they share no sample.
-    """
-    left, right = joined(before, after)
-    first, second = matches_of(before.take(left), shape), matches_of(after.take(right), shape)
-
-    def difference(weights: np.ndarray) -> np.ndarray:
-        return second.average_precision(weights) - first.average_precision(weights)
-
-    return percentile_interval(drawn_figures(len(left), difference, rng=rng, resamples=resamples), confidence)
 
 
 def _average_precision(matches: ClassMatches, weights: np.ndarray) -> Float64[np.ndarray, " resamples"]:

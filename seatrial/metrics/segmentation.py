@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import final
@@ -11,9 +12,7 @@ import pyarrow as pa
 from jaxtyping import Float64, Int64
 
 from seatrial.errors import BadInput
-from seatrial.metrics.intervals import Interval
-from seatrial.metrics.joining import column, joined
-from seatrial.metrics.resampling import drawn_figures, percentile_interval
+from seatrial.metrics.joining import column
 
 
 @final
@@ -44,37 +43,12 @@ def region_overlap(records: pa.Table) -> RegionOverlap:
     return RegionOverlap(float(np.nanmean(iou)), correct / pixels, by_class)
 
 
-def mean_iou_interval(
-    records: pa.Table, *, rng: np.random.Generator, confidence: float = 0.95, resamples: int = 2_000
-) -> Interval:
-    """Return the percentile bootstrap interval of the mean overlap over samples, as fractions.
+def mean_iou_of(records: pa.Table) -> Callable[[Int64[np.ndarray, "draws samples"]], Float64[np.ndarray, " draws"]]:
+    """Return what gives the mean overlap of samples counted so many times each, NaN without a pixel of any class.
 
-    Raises BadInput as `region_overlap` does. Source: Efron and Tibshirani 1993, section 13.3.
+    Raises BadInput for records of another task.
     """
-    counts = _counts(records)
-    drawn = drawn_figures(len(counts), partial(_drawn_means, counts), rng=rng, resamples=resamples)
-    return percentile_interval(drawn, confidence)
-
-
-def mean_iou_difference_interval(
-    before: pa.Table,
-    after: pa.Table,
-    *,
-    rng: np.random.Generator,
-    confidence: float = 0.95,
-    resamples: int = 2_000,
-) -> Interval:
-    """Return the interval of the difference `after - before` of mean overlaps on the samples that both hold.
-
-    Raises BadInput as `region_overlap` does and where they share no sample.
-    """
-    left, right = joined(before, after)
-    first, second = _counts(before.take(left)), _counts(after.take(right))
-
-    def difference(weights: np.ndarray) -> np.ndarray:
-        return _drawn_means(second, weights) - _drawn_means(first, weights)
-
-    return percentile_interval(drawn_figures(len(left), difference, rng=rng, resamples=resamples), confidence)
+    return partial(_drawn_means, _counts(records))
 
 
 def _counts(records: pa.Table) -> Int64[np.ndarray, "samples 3 classes"]:

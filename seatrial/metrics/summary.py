@@ -176,7 +176,7 @@ def _systematic(
         "SR_cells": len(grid),
         "system": [
             {"noise": found.noise, "mean": found.mean, "max": found.most, "option": found.worst.option}
-            for found in drops(clean, moved)
+            for found in drops({spec: drop(clean, table) for spec, table in moved.items()})
         ],
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,25 +42,16 @@ def drop(clean: pa.Table, noisy: pa.Table) -> float:
     return share(column(clean, "correct")[left]) - share(column(noisy, "correct")[right])
 
 
-def drops(
-    clean: pa.Table, noisy: Mapping[NoiseSpec, pa.Table], by: Callable[[pa.Table, pa.Table], float] = drop
-) -> list[Drops]:
+def drops(costs: Mapping[NoiseSpec, float]) -> list[Drops]:
     """Return, for each system noise, the mean and largest drop over its options, in the order they come.
 
-    `by` gives the drop of another figure than top-1. Ties go to the first option.
+    `costs` holds the drop at each option, such as `drop` gives. Ties go to the first option.
     Source: SysNoise (Wang et al. 2023), section 3: mean and max of the difference.
     """
     by_noise: dict[str, dict[NoiseSpec, float]] = {}
-    for spec, table in noisy.items():
-        by_noise.setdefault(spec.name, {})[spec] = by(clean, table)
+    for spec, cost in costs.items():
+        by_noise.setdefault(spec.name, {})[spec] = cost
     return [
         Drops(name, float(np.mean(list(found.values()))), max(found.values()), max(found, key=found.__getitem__))
         for name, found in by_noise.items()
     ]
-
-
-def worst_options(
-    clean: pa.Table, noisy: Mapping[NoiseSpec, pa.Table], by: Callable[[pa.Table, pa.Table], float] = drop
-) -> dict[str, NoiseSpec]:
-    """Return the option of the largest drop for each system noise, for the chain of the combined drop."""
-    return {found.noise: found.worst for found in drops(clean, noisy, by)}
