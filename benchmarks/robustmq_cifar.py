@@ -242,7 +242,7 @@ def ask(size: Size, shared: Path, cache: Path, out: Path, processes: int) -> Non
             for group in plan.groups:
                 entry = cells.found[variant.label, group.spec]
                 if group.spec is not None:
-                    row = cell_data(size.network, variant, group.spec, cells, rng=rng)
+                    row = cell_data(size.network, variant, group.spec, cells, (3, 32, 32), rng=rng)
                     told = {key: value for key, value in row.items() if key not in _ELSEWHERE}
                     rows[track].append(head | {"noise": text_of(group.spec)} | flat(told) | {"cell": entry.cell.key})
                 if entry.status == "done" and (group.spec is not None or track == "system"):

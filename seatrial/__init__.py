@@ -17,6 +17,7 @@ _PUBLIC = {
     "TrialResult": "seatrial.jobs.result",
     "robustness": "seatrial.jobs.robustness",
     "task_robustness": "seatrial.jobs.task_robustness",
+    "language_precision": "seatrial.jobs.language_precision",
     "quantize": "seatrial.jobs.quantize",
     "qat": "seatrial.jobs.qat",
     "harden": "seatrial.jobs.harden",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from seatrial.data.task_files import open_task_data as open_task_data
     from seatrial.jobs.evaluate import evaluate as evaluate
     from seatrial.jobs.harden import harden as harden
+    from seatrial.jobs.language_precision import language_precision as language_precision
     from seatrial.jobs.profile import profile as profile
     from seatrial.jobs.qat import qat as qat
     from seatrial.jobs.quantize import quantize as quantize

@@ -88,11 +88,11 @@ def test_zero_is_kept_and_rounding_twice_is_rounding_once() -> None:
     assert qdq(torch.zeros(1), scale, zero, 0, 255, -1).item() == 0
 
 
-def test_the_gradient_passes_where_the_code_is_not_clamped() -> None:
-    x = torch.tensor([-3.0, -0.4, 0.0, 0.26, 3.74, 3.76, 9.0], requires_grad=True)
+def test_the_gradient_passes_between_the_ends_of_the_grid() -> None:
+    x = torch.tensor([-3.0, -0.2, 0.0, 0.26, 3.5, 3.7, 9.0], requires_grad=True)
     weight = torch.arange(1.0, 8.0)
     (qdq(x, torch.tensor(0.5), ZERO, 0, 7, -1) * weight).sum().backward()
-    # Codes 0 to 7 hold -0.25 to 3.75; what lies outside was clamped.
+    # The ends are 0 and 3.5: -0.2 and 3.7 have codes 0 and 7 without being clamped, and lie outside all the same.
     assert x.grad is not None
     assert x.grad.tolist() == [0, 0, 3, 4, 5, 0, 0]
 
@@ -110,7 +110,7 @@ def test_the_gradient_of_the_scale_is_that_of_lsq(axis: int) -> None:
     for index, value in np.ndenumerate(x.numpy()):
         ratio = value / 0.31
         code = np.rint(ratio) + 2
-        steps[index] = np.rint(ratio) - ratio if -4 <= code <= 6 else np.clip(code, -4, 6) - 2
+        steps[index] = np.rint(ratio) - ratio if -4 <= ratio + 2 <= 6 else np.clip(code, -4, 6) - 2
     wanted = steps * gradient.numpy()
     others = tuple(dim for dim in range(3) if dim != axis) if axis >= 0 else None
     assert scale.grad is not None

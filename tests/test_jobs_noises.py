@@ -45,6 +45,14 @@ def test_checks_are_rounded_where_the_attack_is() -> None:
     assert found[2:] == ("pgd:linf:2/255:8-bit:from-float", "square:linf:2/255:300:8-bit")
 
 
+def test_autoattack_is_found_on_the_parent_too_and_names_without_choices_need_a_budget() -> None:
+    found = with_checks(["autoattack:linf:8/255"], queries=None)
+    assert found[1:] == ("autoattack:linf:8/255:from-float", "square:linf:8/255")
+    with pytest.raises(BadInput, match=r"'fab' without a budget.*fab:linf:2/255"):
+        listed("fgsm,fab", "attack")
+    assert listed("apgd_dlr:linf:2/255", "attack") == ("apgd_dlr:linf:2/255",)
+
+
 def test_one_square_checks_all_attacks_of_a_budget() -> None:
     found = with_checks(["fgsm:linf:2/255", "pgd:linf:2/255", "pgd:l2:2@224"], queries=None)
     assert [text for text in found if text.startswith("square")] == ["square:linf:2/255", "square:l2:2@224"]

@@ -152,6 +152,8 @@ def test_drops_take_the_first_of_equal_options() -> None:
         ("l2", "2@224", "middle"),
         ("l1", "1600@224", "large"),
         ("linf", "4/255", "4/255"),
+        ("l2", "2", "l2 2"),  # another budget than 2@224 at any size but that
+        ("l1", "1@224", "l1 1@224"),
     ],
 )
 def test_magnitudes_are_those_of_robustmq(norm: str, severity: str, name: str) -> None:
@@ -177,3 +179,11 @@ def test_a_weaker_attacker_that_wins_is_a_sign_of_masked_gradients() -> None:
     assert found[1]["by"] == "pgd"
     assert found[1]["value"] == pytest.approx(0.2)
     assert masking_findings({None: clean}) == []
+    # One step that takes down more than many is a sign, many that take down more than one are none.
+    one, many = NoiseSpec("attack", "fgsm", **budget), NoiseSpec("attack", "mim", **budget)
+    calm = np.zeros(100, np.float32)
+    weak, iterated = records(np.arange(100) < 30, zero_gradient=calm), records(np.arange(100) < 50, zero_gradient=calm)
+    (sign,) = masking_findings({None: clean, one: weak, many: iterated})
+    assert (sign["attack"], sign["by"], sign["value"]) == ("mim", "fgsm", pytest.approx(0.2))
+    assert "takes one step" in sign["text"]
+    assert masking_findings({None: clean, one: iterated, many: weak}) == []

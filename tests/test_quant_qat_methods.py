@@ -50,6 +50,31 @@ def test_the_gradients_of_lsq_by_hand() -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@given(st.integers(2, 8), st.floats(0.05, 2.0), st.integers(0, 1000), st.floats(0.5, 3))
+def test_lsq_clamps_before_it_rounds(bits: int, scale: float, seed: int, width: float) -> None:
+    """Eq. 1 and 2 of the paper, written out for autograd; eq. 3 and 5 follow from them."""
+    learned = LearnedStep(grid(bits, True, scale), None)
+    low, high = learned.start.codes
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(seed)).double() * width * scale * high
+    beyond = (x / scale).abs() - torch.where(x < 0, -low, high)
+    x = x[(beyond.abs() > 2e-3).all(0).expand(2, -1)].view(2, -1)
+    mine, other = (x.float().clone().requires_grad_() for _ in range(2))
+    step = torch.tensor(scale, requires_grad=True)
+    placed = (other / step).clamp(low, high)
+    wanted = (placed + (placed.round() - placed).detach()) * step
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 1))
+    (learned(mine) * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    assert mine.grad is not None
+    assert other.grad is not None
+    assert step.grad is not None
+    assert learned.step.grad is not None
+    assert torch.allclose(mine.grad, other.grad)
+    factor = 1 / math.sqrt(x.shape[1] * high)
+    assert float(learned.step.grad) == pytest.approx(factor * float(step.grad), rel=1e-3, abs=1e-3)
+
+
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(2, 8), st.booleans(), st.floats(0.01, 2.0), st.integers(0, 1000), st.integers(0, 3), st.floats(0.1, 3)
 )
@@ -64,6 +89,11 @@ def test_lsq_is_torchs_learnable_quantization(
     # Away from the edges between codes, where torch multiplies by 1 / s and we divide by s.
     fraction = (x / scale - 0.5).frac().abs()
     x = torch.where((fraction < 1e-3) | (fraction > 1 - 1e-3), x + 0.1 * scale, x)
+    # Nor where the two differ by rule: half a step beyond the ends, torch lets gradients through.
+    band = ((x / scale + zero).clamp(low, high) != x / scale + zero) & ((x / scale).round() + zero).clamp(low, high).eq(
+        (x / scale).round() + zero
+    )
+    x = torch.where(band, zero * 0.0, x)
     mine, other = (x.clone().requires_grad_() for _ in range(2))
     step = torch.tensor([scale], requires_grad=True)
     offset = torch.tensor([float(zero)], requires_grad=True)
@@ -203,13 +233,13 @@ def test_the_gradient_of_a_squashed_weight_is_that_without_rounding() -> None:
 def test_dorefa_clips_activations_at_one_or_where_calibration_ends() -> None:
     at_one = DoReFa(clip=1.0).on_activation(3 * seen(0), UNSIGNED2)
     assert isinstance(at_one, ConstantClip)
-    x = torch.tensor([-1.0, 0.1, 0.4, 0.9, 2.0], requires_grad=True)
+    x = torch.tensor([-1.0, 0.1, 0.4, 0.9, 1.1, 2.0], requires_grad=True)
     out = at_one(x)
     # eq. 5 with k = 2: round(3 x) / 3.
-    assert torch.allclose(out, torch.tensor([0.0, 0.0, 1 / 3, 1.0, 1.0]))
+    assert torch.allclose(out, torch.tensor([0.0, 0.0, 1 / 3, 1.0, 1.0, 1.0]))
     out.sum().backward()
     assert x.grad is not None
-    assert torch.equal(x.grad, torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0]))
+    assert torch.equal(x.grad, torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0, 0.0]))
     by_range = DoReFa().on_activation(3 * seen(0), Precision(8)).grid()
     assert 3 < float(by_range.scale) * 255 <= float(3 * seen(0).max()) * 1.02
     with pytest.raises(BadInput):

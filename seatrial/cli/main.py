@@ -309,6 +309,7 @@ def main() -> None:
     """Run the command line and end with the exit codes of the design: 0, 1, 2, 3 and 130."""
     warnings.filterwarnings("ignore")  # libraries warn their own developers; our notes stand in the result
     logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it has a level of its own
     try:
         code: Any = app(standalone_mode=False)
     except SeatrialError as error:
@@ -338,7 +339,7 @@ def _usage(error: Exception) -> int:
     show = getattr(error, "format_message", None)
     if show is None:
         raise error
-    _say(f"seatrial: {show()}; see `seatrial --help`")
+    _say(f"seatrial: {show().rstrip('.')}; see `seatrial --help`")
     return 2
 
 

@@ -40,7 +40,9 @@ Threads = Annotated[int, typer.Option(help="Threads of deployed models; 0: the c
 Jobs = Annotated[int, typer.Option(help="Local processes that share the work.")]
 Ray = Annotated[str | None, typer.Option(help="Address of a Ray cluster that shares the work.")]
 CacheGb = Annotated[float, typer.Option(help="Keep up to this many GB of loaded pictures beside the store.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.", metavar="FILE")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Write the result as JSON.", metavar="FILE", dir_okay=False)
+]
 InputSize = Annotated[str | None, typer.Option(help="Network input as HEIGHTxWIDTH or one number.")]
 Mean = Annotated[str | None, typer.Option(help="Normalization: mean of R,G,B in [0, 1].", metavar="R,G,B")]
 Std = Annotated[str | None, typer.Option(help="Normalization: standard deviation of R,G,B.", metavar="R,G,B")]

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_SLACK = 1e-3
+"""Steps by which a value at the end of a grid may lie beyond it: its scale was rounded."""
+
 
 def _shaped(values: Tensor, x: Tensor, axis: int) -> Tensor:
     if axis < 0:
@@ -34,10 +37,13 @@ def qdq(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis:
 
     x: any shape; scale, zero_point: scalars (axis -1) or one value per channel along `axis`; codes run from `low`
     to `high`. Rounds half to even, as ONNX QuantizeLinear does. Computed in float32 (float64 for float64), given in
-    the type of `x`. The gradient passes through where the code was not clamped; scale receives the gradient of LSQ,
-    without its factor 1 / sqrt(N * high).
+    the type of `x`. The gradient passes through where `x` lies between the ends of the grid, not where it is clamped
+    to them (as torch's fake quantization lets it, half a step further); scale receives the gradient of LSQ, without
+    its factor 1 / sqrt(N * high).
 
-    Source: Jacob et al. 2018, eq. 1; gradient: Bengio et al. 2013 (straight-through) and Esser et al. 2020, eq. 3.
+    Source: Jacob et al. 2018, eq. 1; gradient: Bengio et al. 2013 (straight-through), Esser et al. 2020, eq. 3 and 5.
+    Departures: what lies beyond an end by less than a thousandth of a step counts as inside, since a scale is itself
+    rounded.
     """
     ratio, divisor, zero = _ratio_and_zero(x, scale, zero_point, axis)
     return ratio.round_().add_(zero).clamp_(low, high).sub_(zero).mul_(divisor).to(x.dtype)
@@ -57,12 +63,13 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, scale, zero_point = ctx.saved_tensors
     ratio, _, zero = _ratio_and_zero(x, scale, zero_point, ctx.axis)
     # In place where it can be: these passes over memory are a third of a training step.
-    code = ratio.round().add_(zero)
-    kept = code.clamp(ctx.low, ctx.high)
-    inside = code.eq_(kept)  # 0 or 1, which multiplies faster than a mask selects
+    kept = ratio.round().add_(zero).clamp_(ctx.low, ctx.high)
+    placed = ratio.add(zero)
+    # 0 or 1, which multiplies faster than a mask selects
+    inside = placed.clamp(ctx.low - _SLACK, ctx.high + _SLACK).eq_(placed)
     by_scale = None
     if ctx.needs_input_grad[1]:
-        # The code less the value where it was kept, the end of the range where it was clamped.
+        # The code less the value inside, the end of the range where it was clamped.
         steps = kept.sub_(zero).sub_(ratio.mul_(inside)).mul_(gradient)
         by_channel = steps.sum() if ctx.axis < 0 else steps.movedim(ctx.axis, 0).reshape(len(scale), -1).sum(1)
         by_scale = by_channel.reshape(scale.shape).to(scale.dtype)

@@ -30,6 +30,17 @@ def single_noises(answered: Cells, label: str) -> dict[NoiseSpec, pa.Table]:
     }
 
 
+def missing_steps(answered: Cells, label: str, chain: Plan) -> list[str]:
+    """Return a warning for each step of the chain without records: the combined drop is then that of fewer noises."""
+    told = []
+    for spec, _ in chain.noises:
+        entry = answered.found.get((label, spec))
+        if entry is None or entry.status not in ("done", "no-noise"):
+            why = "the cell is missing" if entry is None else f"{entry.status}: {entry.reason}"
+            told.append(f"{label}: the combined drop is without {text_of(spec)} ({why})")
+    return told
+
+
 def chain_plan(costs: Mapping[NoiseSpec, float], base: Plan) -> Plan:
     """Return the plan of the combined drop, one noise more at each step of the road, from the drop at each option.
 

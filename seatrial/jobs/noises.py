@@ -106,6 +106,8 @@ def listed(text: str, family: str) -> tuple[str, ...]:
     found: list[str] = []
     for part in (piece.strip() for piece in text.split(",")):
         names = known if part == "all" else {name: known[name] for name in [part] if name in known}
+        if part in names and not names[part].choices:
+            raise BadInput(f"'{part}' without a budget", "NAME:NORM:EPSILON", f"write for example {part}:linf:2/255")
         if names:
             found += [f"{name}:{choice}" for name, entry in names.items() for choice in entry.choices]
             continue
@@ -149,7 +151,7 @@ def with_checks(texts: Iterable[str], *, queries: int | None) -> tuple[str, ...]
     """Return attacks with the checks that keep a finding from being an artefact of masked gradients.
 
     Each attack that climbs gradients is also found on the float parent, and Square, which needs scores only, runs at
-    the same budget (with `queries`, or its own number). AutoAttack has Square within and is not repeated on the parent.
+    the same budget (with `queries`, or its own number).
     """
     given = list(texts)
     found = list(given)
@@ -158,8 +160,7 @@ def with_checks(texts: Iterable[str], *, queries: int | None) -> tuple[str, ...]
         name, norm, epsilon, *more = text.split(":")
         if "gradients" not in known[name].needs or FROM_FLOAT in more:
             continue
-        if name != "autoattack":
-            found.append(f"{text}:{FROM_FLOAT}")
+        found.append(f"{text}:{FROM_FLOAT}")
         flags = [EIGHT_BIT] if EIGHT_BIT in more else []
         if not any(_is_square(other, norm, epsilon, flags) for other in found):
             asked = [] if queries is None else [str(queries)]
@@ -237,6 +238,10 @@ def _single(text: str) -> Row:
         maker = partial(_rounded, maker)
     try:
         maker()  # refuses bad options now, not in the middle of a sweep
+    except BadInput as error:
+        if name in error.came:
+            raise
+        raise BadInput(f"{error.came} in noise '{text}'", error.wanted, error.do) from error
     except TypeError as error:
         raise BadInput(f"noise '{text}'", f"options of {name}", "leave out the number of queries") from error
     return spec, maker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,21 +14,34 @@ from seatrial.jobs.variants import Variant
 from seatrial.metrics.accuracy import adversarial_robustness, robust_accuracy
 from seatrial.metrics.intervals import bootstrap_mean_difference, paired_difference, wilson
 from seatrial.metrics.joining import column, joined
+from seatrial.noise.ball import budget
 
 _SYSTEM = ("difference", "difference_low", "difference_high", "churn", "kl", "picture_difference")
-_ATTACK = ("AR", "robust_accuracy", "zero_gradient", "queries")
+_ATTACK = ("epsilon", "AR", "robust_accuracy", "zero_gradient", "queries")
+FAMILY_KEYS = (*_SYSTEM, *_ATTACK)
+"""What one family of noise alone has."""
 
 
 def cell_data(
-    model: str, variant: Variant, spec: NoiseSpec, answered: Cells, *, rng: np.random.Generator
+    model: str,
+    variant: Variant,
+    spec: NoiseSpec,
+    answered: Cells,
+    shape: Sequence[int],
+    *,
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
     """Return one cell: the keys of the design, and what its family has beside them (null where it does not apply).
 
+    `epsilon` is the budget of an attack in the scale [0, 1] for inputs of `shape` (channels, height, width), to which
+    one that is stated for 3x224x224 was scaled.
     Differences, churn, divergence (nats) and picture difference (levels of 255) are means over the samples that both
     cells hold, against the reference pipeline, each with a paired 95 % interval.
     """
     records, clean = answered.records(variant.label, spec), answered.records(variant.label)
-    row = noise_cell(variant, model, answered, spec) | dict.fromkeys((*_SYSTEM, *_ATTACK))
+    row = noise_cell(variant, model, answered, spec) | dict.fromkeys(FAMILY_KEYS)
+    if spec.family == "attack":
+        row["epsilon"] = budget(str(spec.norm), str(spec.severity), shape)
     if records is not None and clean is not None:
         if spec.family == "system":
             row |= _moved(clean, records, rng)

@@ -20,7 +20,7 @@ from seatrial.core.chance import generator
 from seatrial.core.noise import NoiseSpec
 from seatrial.deploy.machine import this_machine
 from seatrial.errors import BadInput
-from seatrial.jobs.chaining import chain_plan, single_noises
+from seatrial.jobs.chaining import chain_plan, missing_steps, single_noises
 from seatrial.jobs.measured import Cells
 from seatrial.jobs.noises import QUICK_QUERIES, listed, parse_noise, profile_texts, with_checks
 from seatrial.jobs.pictures import example_pictures
@@ -239,11 +239,12 @@ def _one(
             known |= {spec: entry for (label, spec), entry in answered.found.items() if label == variant.label}
             rng = generator(settings.seed, "robustness", variant.label)
             cells += [
-                cell_data(subject.model.name, variant, group.spec, answered, rng=rng)
+                cell_data(subject.model.name, variant, group.spec, answered, (3, *subject.pipeline.crop_px), rng=rng)
                 for group in plan.groups
                 if group.spec is not None
             ]
         steps = Cells.of(store, chain, [variant]) if chain.noises else None
+        warnings += missing_steps(steps, variant.label, chain) if steps is not None else []
         rng = generator(settings.seed, "summary", variant.label)
         clean = found[0].records(variant.label)
         if clean is None:

@@ -32,12 +32,12 @@ from seatrial.data.screen import screen
 from seatrial.data.task_files import TaskName, open_task_data
 from seatrial.deploy.machine import this_machine
 from seatrial.errors import BadInput
-from seatrial.jobs.chaining import chain_plan, single_noises
+from seatrial.jobs.chaining import chain_plan, missing_steps, single_noises
 from seatrial.jobs.measured import Cells
 from seatrial.jobs.noises import listed, parse_noise, profile_texts
 from seatrial.jobs.planned import plan_of
 from seatrial.jobs.result import write_text
-from seatrial.jobs.robust_cells import mean_of
+from seatrial.jobs.robust_cells import FAMILY_KEYS, mean_of
 from seatrial.jobs.settings import Settings
 from seatrial.jobs.subject import load_batches
 from seatrial.jobs.variants import OpenVariants, Variant, build_for_targets
@@ -165,6 +165,7 @@ def task_robustness(
         if chain.noises:
             _ask(_one_of(opener, variant), chain, store, settings, progress)
         steps = Cells.of(store, chain, [variant])
+        warnings += missing_steps(steps, variant.label, chain)
         tables = {spec: steps.records(variant.label, spec) for spec, _ in chain.noises}
         links = {spec: judge(table) for spec, table in tables.items() if table is not None}
         summary.append(head | _summary(clean, costs, links, rng))
@@ -246,8 +247,7 @@ def _cell(
         "reason": "the cell is missing from the store" if entry is None else entry.reason,
         "clean": None if clean is None else clean.value(),
     }
-    figures = ("value", "low", "high", "difference", "difference_low", "difference_high", "picture_difference")
-    row |= dict.fromkeys(figures)
+    row |= dict.fromkeys(("value", "low", "high", *FAMILY_KEYS))
     if noisy is None or clean is None:
         return row
     interval, moved = noisy.interval(rng), noisy.less_interval(clean, rng)

@@ -15,6 +15,7 @@ from seatrial.metrics.joining import column, joined
 _POINTS = 0.002
 """AutoAttack flags a black-box attack that beats white-box ones by 0.2 points of robust accuracy."""
 _ZERO_SHARE = 0.5
+_ONE_STEP = "fgsm"
 _BLIND = {"square": "which sees scores only", "hopskipjump": "which sees answers only"}
 
 
@@ -22,9 +23,9 @@ def masking_findings(tables: Mapping[NoiseSpec | None, pa.Table]) -> list[dict[s
     """Return signs of masked gradients among the attacks of one variant, each with its figures and a sentence.
 
     `tables` maps noises (None: clean) to records. For each attack that climbs gradients: an attack found on the float
-    parent, or on scores or answers alone, that at the same budget leaves at least 0.2 points fewer standing of the
-    samples that both attacked; and gradients of which half or more entries are exactly 0. Source: Croce and Hein 2020,
-    AutoAttack's flags; Athalye et al. 2018, section 3.1.
+    parent, on scores or answers alone, or in one step where it takes many, that at the same budget leaves at least 0.2
+    points fewer standing of the samples that both attacked; and gradients of which half or more entries are exactly 0.
+    Source: Croce and Hein 2020, AutoAttack's flags; Athalye et al. 2018, section 3.1.
     """
     clean = tables.get(None)
     if clean is None:
@@ -43,16 +44,23 @@ def masking_findings(tables: Mapping[NoiseSpec | None, pa.Table]) -> list[dict[s
             text = f"{share:.0%} of the entries of the first gradient are exactly 0"
             found.append({**head, "sign": "zero gradients", "by": None, "value": share, "text": text})
         for other, weaker in attacks.items():
-            same = _budget(other) == _budget(spec)
-            blind = other.name in _BLIND or (other.name == spec.name and other.from_float)
-            if not same or not blind:
+            how = _weakness(other, spec)
+            if _budget(other) != _budget(spec) or how is None:
                 continue
             gain = _gain(clean, table, weaker)
             if gain >= _POINTS:
-                how = "found on the float parent" if other.from_float else _BLIND[other.name]
                 text = f"{other.name}, {how}, leaves {100 * gain:.1f} points fewer standing than {spec.name}"
                 found.append({**head, "sign": "weaker attacker wins", "by": other.name, "value": gain, "text": text})
     return found
+
+
+def _weakness(other: NoiseSpec, spec: NoiseSpec) -> str | None:
+    """Return what makes `other` the weaker attacker, None where nothing does."""
+    if other.name in _BLIND:
+        return _BLIND[other.name]
+    if other.from_float:
+        return "found on the float parent" if other.name == spec.name else None
+    return "which takes one step" if other.name == _ONE_STEP != spec.name else None
 
 
 def _budget(spec: NoiseSpec) -> tuple[object, ...]:

@@ -89,10 +89,15 @@ def summarize(
 
 
 def magnitude(spec: NoiseSpec) -> str:
-    """Return `small`, `middle` or `large` for an epsilon of RobustMQ's, else the epsilon itself."""
-    stated = str(spec.severity).removesuffix(STATED)
-    known = _MAGNITUDES.get(str(spec.norm), ())
-    return _NAMES[known.index(stated)] if stated in known else str(spec.severity)
+    """Return `small`, `middle` or `large` for an epsilon of RobustMQ's, else the epsilon, with its norm unless L-inf.
+
+    In L1 and L2 they are stated for 3x224x224 ("2@224"); the same number without that is another budget.
+    """
+    norm, epsilon = str(spec.norm), str(spec.severity)
+    stated = epsilon.removesuffix(STATED)
+    if stated in _MAGNITUDES.get(norm, ()) and (norm == "linf" or stated != epsilon):
+        return _NAMES[_MAGNITUDES[norm].index(stated)]
+    return epsilon if norm == "linf" else f"{norm} {epsilon}"
 
 
 def _attacked(

@@ -28,7 +28,9 @@ class Frost(Corruption):
     `source` says which ("imagecorruptions 1.1.2", "procedural"). With `mode` "reference" the first five of the six are
     used, as in the published generator, with "clean" all. Raises BadInput for a severity other than 1 to 5, another
     mode, or a source that is not there.
-    Departures: procedural frost is ours. Results with it are not comparable with published ones.
+    Departures: pictures of ice are enlarged until they are 1.1 times the scene, as imagecorruptions does for scenes of
+    any size; the published generator, for 224 pixels, crops them as they are. Procedural frost is ours, and results
+    with it are not comparable with published ones.
     """
 
     severity: int

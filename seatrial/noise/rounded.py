@@ -16,6 +16,7 @@ from seatrial.core.predictor import Gift, Predictor
 from seatrial.errors import NotApplicable
 
 _LEVELS = 255
+_SLACK = 1e-6
 
 
 @final
@@ -23,7 +24,8 @@ _LEVELS = 255
 class Rounded(Attack):
     """Another attack, its result rounded to multiples of 1/255 towards the picture it started from.
 
-    No entry moves away from its original, so every budget is kept; an L-inf budget below 1/255 leaves nothing. Raises
+    No entry moves away from its original, so every budget is kept; an L-inf budget below 1/255 leaves nothing. In
+    L-inf an entry may move by 1e-6, since the walls of the ball lie a rounding inside it: 2/255 is two levels. Raises
     NotApplicable for pictures that are no multiples of 1/255 themselves, which have no neighbor to round to. Source:
     examples that lose their effect as 8-bit files, Carlini and Wagner 2017, arXiv 1608.04644, on discretization.
     Departures: the paper searches on the grid for an example that keeps its effect, here one may lose it; what the
@@ -50,13 +52,14 @@ class Rounded(Attack):
         if not torch.equal(_level(center.mul(_LEVELS).round()), center):
             raise NotApplicable("the pictures are not of 8 bits, so an attack's result cannot be rounded to 8 bits")
         found = self.attack.perturb(predictor, inputs, labels, rng=rng)
-        return Perturbation(_towards(center, found.inputs), found.zero_gradient, found.queries)
+        slack = _SLACK if getattr(self.attack, "norm", None) == "linf" else 0.0
+        return Perturbation(_towards(center, found.inputs, slack), found.zero_gradient, found.queries)
 
 
-def _towards(center: Tensor, point: Tensor) -> Tensor:
-    """Return the multiple of 1/255 nearest to each entry of `point` among those that are no farther from `center`."""
+def _towards(center: Tensor, point: Tensor, slack: float) -> Tensor:
+    """Return the multiple of 1/255 nearest to each entry of `point`, at most `slack` farther from `center` than it."""
     level = point.mul(_LEVELS).round()
-    beyond = (_level(level).double() - center).abs() > (point.double() - center).abs()
+    beyond = (_level(level).double() - center).abs() > (point.double() - center).abs() + slack
     return _level(torch.where(beyond, level - (point - center).sign(), level))
 
 

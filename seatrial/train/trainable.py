@@ -30,10 +30,11 @@ class _BatchNorm(nn.Module):
         self.momentum = momentum if momentum > 0 else _DEFAULT_MOMENTUM
 
     def forward(self, x: Tensor, gain: Tensor | None, offset: Tensor | None, mean: Tensor, variance: Tensor) -> Tensor:
-        if self.norms == "batch":
-            return F.batch_norm(x, None, None, gain, offset, True, 0.0, self.eps)
         # One value a channel has no variance: such a batch is normalized as in evaluation.
-        learns = self.training and self.norms == "live" and x.numel() > x.shape[1]
+        several = x.numel() > x.shape[1]
+        if self.norms == "batch" and several:
+            return F.batch_norm(x, None, None, gain, offset, True, 0.0, self.eps)
+        learns = self.training and self.norms == "live" and several
         return F.batch_norm(x, mean, variance, gain, offset, learns, self.momentum, self.eps)
 
 
