@@ -112,7 +112,7 @@ def test_stories_lose_next_to_nothing(shared: Path) -> None:
 
 def test_what_cannot_be_asked_is_named(model: Model, tmp_path: Path) -> None:
     data = opened(tmp_path, "language-modelling")
-    with pytest.raises(BadInput, match="int8.*fp16"):
+    with pytest.raises(BadInput, match=r"int8.*fp16"):
         seatrial.language_precision(model, data, precisions=["int8"])
     with pytest.raises(BadInput, match="unknown text task 'detection'"):
         seatrial.language_precision(model, data, "detection")

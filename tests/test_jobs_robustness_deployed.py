@@ -298,7 +298,7 @@ def test_a_truncated_picture_is_left_out_and_named(onnx: Path, pictures: Path, t
     [
         ("--attacks pgd:linf:2/255", "wanted attacks on scores or labels: square, hopskipjump; ask for those"),
         ("--attacks fgsm,square", "fgsm on tiny: a deployed file gives no gradients"),
-        ("--attacks square:linf:8", "L-inf epsilon '8'; wanted at most 1"),
+        ("--attacks square:linf:8", "L-inf epsilon '8' in noise 'square:linf:8'; wanted at most 1"),
         ("--attacks square:l1:4000", "l1 epsilon '4000' for 3072 entries; wanted at most 3072"),
         ("--attacks square:l2:60", "l2 epsilon '60' for 3072 entries; wanted at most 55.4"),
         ("--attacks fgsm:linf", "noise 'fgsm:linf'; wanted NAME:NORM:EPSILON"),
