@@ -67,6 +67,12 @@ def language_precision(
     if isinstance(data, TextSet):
         samples = data
     else:
+        if not opened.source.startswith("hf:"):
+            raise BadInput(
+                f"'{data}' for '{opened.name}', which brings no tokenizer",
+                "texts that were opened",
+                "open them with open_task_data and the tokenizer's encode",
+            )
         tokenizer = open_tokenizer(opened.source)
         found = open_task_data(
             data, task, encode=tokenizer.encode, length=length or tokenizer.length, begin=tokenizer.begin
