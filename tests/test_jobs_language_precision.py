@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,4 +120,4 @@ def test_what_cannot_be_asked_is_named(model: Model, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="brings no tokenizer"):
         seatrial.language_precision(model, tmp_path / "language-modelling.jsonl")
     with pytest.raises(BadInput, match="a causal language model"):
-        seatrial.language_precision("digits-cnn-none.tflite", data)
+        seatrial.language_precision(replace(model, kind="image"), data)
