@@ -31,7 +31,7 @@ CLEAN: dict[str, Any] = {"attacks": "none", "corruptions": "none"}
 CELL = {
     *("model", "variant", "target", "family", "name", "option", "norm", "severity", "access", "metric", "value"),
     *("clean", "low", "high", "n", "status", "reason", "difference", "difference_low", "difference_high", "churn"),
-    *("kl", "picture_difference", "AR", "robust_accuracy", "zero_gradient", "queries"),
+    *("kl", "picture_difference", "epsilon", "AR", "robust_accuracy", "zero_gradient", "queries"),
 }
 SUMMARY = {
     *("model", "variant", "target", "clean", "AR", "WCAR", "WCAR_attacks", "NR", "mCE", "relative_mCE", "SR_mean"),

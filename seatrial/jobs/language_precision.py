@@ -15,6 +15,7 @@ from seatrial.bench.texts import text_records
 from seatrial.core.chance import generator
 from seatrial.core.graph import GraphPredictor
 from seatrial.core.language import LanguageModelling, MultipleChoice
+from seatrial.core.task import Task
 from seatrial.data.draw import limit as drawn
 from seatrial.data.task_files import open_task_data
 from seatrial.data.text_set import TextSet
@@ -29,7 +30,7 @@ from seatrial.metrics.language import choice_accuracy, perplexity, perplexity_in
 from seatrial.models.opened import Model, open_model
 from seatrial.models.tokenizer import open_tokenizer
 
-_TASKS = {"language-modelling": LanguageModelling, "multiple-choice": MultipleChoice}
+_TASKS: dict[str, Task] = {"language-modelling": LanguageModelling(), "multiple-choice": MultipleChoice()}
 _PRECISIONS = ("fp16", "bf16")
 
 
@@ -85,10 +86,14 @@ def language_precision(
 
     def records(arithmetic: str) -> pa.Table:
         name = "float32" if arithmetic == "as-is" else arithmetic
-        told = None if progress is None else lambda done, total: progress(done, total, name)
+
+        def told(done: int, total: int) -> None:
+            if progress is not None:
+                progress(done, total, name)
+
         with torch_threads(used):
             return text_records(
-                GraphPredictor(opened.graph, "cpu", arithmetic), _TASKS[task](), samples, batch=batch, progress=told
+                GraphPredictor(opened.graph, "cpu", arithmetic), _TASKS[task], samples, batch=batch, progress=told
             ).combine_chunks()
 
     clean = records("as-is")
