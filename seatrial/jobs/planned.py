@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from seatrial.bench.plan import Plan
+from seatrial.bench.store import Store
+from seatrial.bench.sweep import sweep
+from seatrial.bench.worker import OpenSubjects
 from seatrial.core.pipeline import Pipeline
 from seatrial.core.sample import Dataset
 from seatrial.core.task import Task
@@ -50,6 +54,25 @@ def noisy_plan(plan: Plan, rows: tuple[Row, ...], samples: int | None) -> Plan:
         return replace(plan, noises=rows)
     fewer = limit(plan.dataset, samples, seed=plan.seed)  # pyright: ignore[reportArgumentType]
     return replace(plan, dataset=fewer, noises=rows)
+
+
+def ask(
+    opener: OpenSubjects,
+    plan: Plan,
+    store: Store,
+    settings: Settings,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """Finish the cells of a plan with the processes, or the cluster, that the settings name; as `sweep`."""
+    sweep(
+        opener,
+        plan,
+        store,
+        jobs=settings.jobs,
+        ray_address=settings.ray,
+        retry_failed=settings.retry_failed,
+        progress=progress,
+    )
 
 
 def _version(package: str) -> str:

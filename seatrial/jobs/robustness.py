@@ -13,7 +13,6 @@ from torch import nn
 from seatrial.bench.cache import damage
 from seatrial.bench.plan import Plan
 from seatrial.bench.store import Entry, Store
-from seatrial.bench.sweep import sweep
 from seatrial.catalogue import entries
 from seatrial.core.cell import digest, question
 from seatrial.core.chance import generator
@@ -24,7 +23,7 @@ from seatrial.jobs.chaining import chain_plan, missing_steps, single_noises
 from seatrial.jobs.measured import Cells
 from seatrial.jobs.noises import QUICK_QUERIES, listed, parse_noise, profile_texts, with_checks
 from seatrial.jobs.pictures import example_pictures
-from seatrial.jobs.planned import clean_plan, noisy_plan
+from seatrial.jobs.planned import ask, clean_plan, noisy_plan
 from seatrial.jobs.result import write_text
 from seatrial.jobs.robust_cells import cell_data
 from seatrial.jobs.settings import Settings
@@ -208,28 +207,20 @@ def _one(
         variants, warnings = build_for_targets(graph, subject.calibration_batches, folder, settings, progress)
     opener = OpenVariants(variants, settings.used_threads)
 
-    def ask(some: tuple[Variant, ...], plan: Plan) -> None:
-        sweep(
-            replace(opener, variants=some),  # which keeps the graphs that were read
-            plan,
-            store,
-            jobs=settings.jobs,
-            ray_address=settings.ray,
-            retry_failed=settings.retry_failed,
-            progress=progress,
-        )
+    def ask_some(some: tuple[Variant, ...], plan: Plan) -> None:
+        ask(replace(opener, variants=some), plan, store, settings, progress)  # keeps the graphs that were read
 
     base = clean_plan(subject, settings)
     natural = noisy_plan(base, tuple(parse_noise(text) for text in (*wanted.corruptions, *wanted.system)), None)
     hostile = noisy_plan(base, tuple(parse_noise(text) for text in wanted.attacks), wanted.attack_samples)
     plans = [natural, hostile] if wanted.attacks else [natural]
     for plan in plans:
-        ask(variants, plan)
+        ask_some(variants, plan)
     found = [Cells.of(store, plan, variants) for plan in plans]
     chains = [_chain(found[0], variant.label, base) for variant in variants]
     for variant, plan in zip(variants, chains):
         if plan.noises:
-            ask((variant,), plan)
+            ask_some((variant,), plan)
     cells: list[dict[str, Any]] = []
     summary: list[dict[str, Any]] = []
     masking: list[dict[str, Any]] = []

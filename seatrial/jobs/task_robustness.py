@@ -12,10 +12,8 @@ import numpy as np
 from torch import nn
 
 from seatrial.bench.cache import damage
-from seatrial.bench.plan import Plan
 from seatrial.bench.plan import Subject as SweptSubject
 from seatrial.bench.store import Entry, Store
-from seatrial.bench.sweep import sweep
 from seatrial.bench.worker import OpenSubjects
 from seatrial.core.cell import digest, question
 from seatrial.core.chance import generator
@@ -35,7 +33,7 @@ from seatrial.errors import BadInput
 from seatrial.jobs.chaining import chain_plan, missing_steps, single_noises
 from seatrial.jobs.measured import Cells
 from seatrial.jobs.noises import listed, parse_noise, profile_texts
-from seatrial.jobs.planned import plan_of
+from seatrial.jobs.planned import ask, plan_of
 from seatrial.jobs.result import write_text
 from seatrial.jobs.robust_cells import FAMILY_KEYS, mean_of
 from seatrial.jobs.settings import Settings
@@ -141,7 +139,7 @@ def task_robustness(
         variants, opener = (alone,), alone
     base = plan_of(opened.name, evaluation, used, task, settings)
     asked = replace(base, noises=noises)
-    _ask(opener, asked, store, settings, progress)
+    ask(opener, asked, store, settings, progress)
     answered = Cells.of(store, asked, variants)
     cells: list[dict[str, Any]] = []
     summary: list[dict[str, Any]] = []
@@ -163,7 +161,7 @@ def task_robustness(
         costs = {spec: clean.less(noisy[spec]) for spec in single_noises(answered, variant.label)}
         chain = chain_plan(costs, base)
         if chain.noises:
-            _ask(_one_of(opener, variant), chain, store, settings, progress)
+            ask(_one_of(opener, variant), chain, store, settings, progress)
         steps = Cells.of(store, chain, [variant])
         warnings += missing_steps(steps, variant.label, chain)
         tables = {spec: steps.records(variant.label, spec) for spec, _ in chain.noises}
@@ -213,18 +211,6 @@ def _divided(good: Marked, kind: str, n_classes: int | None, settings: Settings)
     pool = open_task_data(settings.calibration, kind, n_classes=n_classes)
     assert isinstance(pool, DetectionSet | MaskSet)
     return limit(pool, settings.calibration_samples, seed=settings.seed), good
-
-
-def _ask(opener: OpenSubjects, plan: Plan, store: Store, settings: Settings, progress: Tell | None) -> None:
-    sweep(
-        opener,
-        plan,
-        store,
-        jobs=settings.jobs,
-        ray_address=settings.ray,
-        retry_failed=settings.retry_failed,
-        progress=progress,
-    )
 
 
 def _one_of(opener: OpenSubjects, variant: Variant | _Eager) -> OpenSubjects:

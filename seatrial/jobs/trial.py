@@ -15,7 +15,6 @@ from torch import nn
 from seatrial.bench.cache import damage
 from seatrial.bench.plan import Plan
 from seatrial.bench.store import Store
-from seatrial.bench.sweep import sweep
 from seatrial.catalogue import NOISE_FAMILIES, entries
 from seatrial.core.cell import digest, question
 from seatrial.core.graph import Graph
@@ -26,7 +25,7 @@ from seatrial.jobs.deployable import write_deployable
 from seatrial.jobs.evaluate import clean_records
 from seatrial.jobs.measured import Cells, Metric, paired, variant_data
 from seatrial.jobs.pictures import example_pictures
-from seatrial.jobs.planned import plans
+from seatrial.jobs.planned import ask, plans
 from seatrial.jobs.quantized import blamed
 from seatrial.jobs.result import TrialResult, write_text
 from seatrial.jobs.settings import Settings
@@ -85,15 +84,7 @@ def trial(
     clean_plan, noisy_plan = plans(subject, settings, graph is not None)
     opener = OpenVariants(built.variants, settings.used_threads)
     for plan in dict.fromkeys((clean_plan, noisy_plan)):
-        sweep(
-            opener,
-            plan,
-            store,
-            jobs=settings.jobs,
-            ray_address=settings.ray,
-            retry_failed=settings.retry_failed,
-            progress=progress,
-        )
+        ask(opener, plan, store, settings, progress)
     clean = Cells.of(store, clean_plan, built.variants)
     noisy = Cells.of(store, noisy_plan, built.variants)
     base = clean.records(f"float@{SIMULATION}")
