@@ -91,7 +91,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("seatrial.jobs.trial.sweep", stop)
+    monkeypatch.setattr("seatrial.jobs.planned.sweep", stop)
     arguments = ["trial", FACTORY, "--noise", "none", "--out", str(tmp_path / "o"), *QUICK]
     assert call(*arguments, monkeypatch=monkeypatch) == 130
     assert "goes on where it was" in capsys.readouterr().err
