@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -331,3 +333,14 @@ def test_onnxruntime_rounds_no_activation_by_itself(tmp_path: Path) -> None:
     predictor = runtime.open(runtime.compile(weights_only, tmp_path / "weights", bits="w8a16"), threads=1)
     with torch.no_grad():
         assert difference(predictor(x), weights_only.module(x)) < 1e-5
+
+
+def test_openvino_is_loaded_without_its_telemetry() -> None:
+    target("openvino")
+    code = (
+        "import sys; from seatrial.deploy.openvino import capabilities; capabilities();"
+        "import openvino.tools.ovc.telemetry_utils as used;"
+        "assert used.tm.__name__.endswith('telemetry_stub'), used.tm;"
+        "assert 'openvino_telemetry' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -133,8 +134,16 @@ def compile_model(artefact: Artefact, threads: int, *, profiled: bool = False) -
 def _core() -> Any:
     if not OpenVino.installed():
         raise missing_extra("openvino", "openvino", "the target 'openvino'")
-    import openvino
-
+    # `import openvino` reports itself to its makers from a forked process, which is measured along and can hang;
+    # without this package it does not. One that the program has imported itself stays.
+    silent = "openvino_telemetry" not in sys.modules
+    if silent:
+        sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        import openvino
+    finally:
+        if silent:
+            del sys.modules["openvino_telemetry"]
     return openvino.Core()
 
 

@@ -207,6 +207,7 @@ def main() -> None:
     """Answer requests until stdin ends; runtimes that print do so on stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType]  see `seatrial.deploy.openvino`
     worker = _Worker()
     for line in sys.stdin:
         try:
