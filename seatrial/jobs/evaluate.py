@@ -17,7 +17,7 @@ from seatrial.bench.sweep import sweep
 from seatrial.catalogue import make
 from seatrial.errors import BadInput
 from seatrial.jobs.measured import Cells, Metric, variant_data
-from seatrial.jobs.planned import plans
+from seatrial.jobs.planned import ask, plans
 from seatrial.jobs.settings import Settings
 from seatrial.jobs.subject import Samples, open_subject
 from seatrial.jobs.variants import SIMULATION, OpenVariants, Variant, build_artefact, time_variants, usable_target
@@ -52,7 +52,7 @@ def evaluate(
         clean_plan, noise_plan = plans(subject, settings, isinstance(subject.model, Model))
         opener = OpenVariants((variant,), settings.used_threads)
         for plan in dict.fromkeys((clean_plan, noise_plan)):
-            sweep(opener, plan, store, jobs=settings.jobs, ray_address=settings.ray, progress=progress)
+            ask(opener, plan, store, settings, progress)
         timing = time_variants([variant], settings.used_threads).get(variant.label)
         clean, noisy = Cells.of(store, clean_plan, [variant]), Cells.of(store, noise_plan, [variant])
         specs = [group.spec for group in noise_plan.groups if group.spec is not None]

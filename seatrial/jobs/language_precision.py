@@ -15,6 +15,7 @@ from seatrial.bench.texts import text_records
 from seatrial.core.chance import generator
 from seatrial.core.graph import GraphPredictor
 from seatrial.core.language import LanguageModelling, MultipleChoice
+from seatrial.core.noise import NoiseSpec
 from seatrial.core.task import Task
 from seatrial.data.draw import limit as drawn
 from seatrial.data.task_files import open_task_data
@@ -22,6 +23,7 @@ from seatrial.data.text_set import TextSet
 from seatrial.deploy.machine import this_machine
 from seatrial.deploy.torch_target import torch_threads
 from seatrial.errors import BadInput, unknown_name
+from seatrial.jobs.measured import blank_cell
 from seatrial.jobs.robust_cells import FAMILY_KEYS
 from seatrial.jobs.settings import default_threads
 from seatrial.metrics.intervals import paired_difference, wilson
@@ -97,15 +99,13 @@ def language_precision(
             ).combine_chunks()
 
     clean = records("as-is")
-    head = {"model": opened.name, "variant": "float", "target": "torch", "family": "system", "name": "precision"}
     cells: list[dict[str, Any]] = []
     for precision in precisions:
         after = records(precision)
         same = after.equals(clean)
-        row = {**head, "option": precision, "norm": None, "severity": None, "access": None}
+        row = blank_cell(opened.name, "float", "torch", NoiseSpec("system", "precision", precision), None)
         row |= {"n": len(after), "status": "no-noise" if same else "done"}
-        row |= {"reason": "all records are identical on this build" if same else None}
-        row |= dict.fromkeys(("value", "low", "high", *FAMILY_KEYS))
+        row |= {"reason": "all records are identical on this build" if same else None, **dict.fromkeys(FAMILY_KEYS)}
         cells.append(row | judged(clean, after, same, generator(seed, "precision", precision)))
     result = {
         "model": {"name": opened.name, "source": opened.source, "digest": opened.digest},

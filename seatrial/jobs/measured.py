@@ -101,29 +101,36 @@ def noise_cell(
     entry = noisy.found.get((variant.label, spec))
     records = noisy.records(variant.label, spec)
     clean = noisy.records(variant.label)
-    value = low = high = None
+    row = blank_cell(model, variant.name, variant.target, spec, entry)
+    row["metric"] = "top1" if metric is None else getattr(metric, "__name__", "metric")
+    if clean is not None:
+        row["clean"] = top1(clean) if metric is None else metric(clean.to_pandas())
     if records is not None:
-        value = top1(records) if metric is None else metric(records.to_pandas())
+        row |= {"n": len(records), "value": top1(records) if metric is None else metric(records.to_pandas())}
         if metric is None:
             interval = wilson(int(column(records, "correct").sum()), len(records))
-            low, high = interval.low, interval.high
-    before = None if clean is None else top1(clean) if metric is None else metric(clean.to_pandas())
+            row |= {"low": interval.low, "high": interval.high}
+    return row
+
+
+def blank_cell(model: str, variant: str, target: str, spec: NoiseSpec, entry: Entry | None) -> dict[str, Any]:
+    """Return a noise cell of the JSON without its figures, from what the store holds of it (None: nothing)."""
     return {
         "model": model,
-        "variant": variant.name,
-        "target": variant.target,
+        "variant": variant,
+        "target": target,
         "family": spec.family,
         "name": spec.name,
         "option": spec.option,
         "norm": spec.norm,
         "severity": spec.severity,
         "access": None if entry is None else entry.access,
-        "metric": "top1" if metric is None else getattr(metric, "__name__", "metric"),
-        "value": value,
-        "low": low,
-        "high": high,
-        "clean": before,
-        "n": 0 if records is None else len(records),
+        "metric": None,
+        "value": None,
+        "low": None,
+        "high": None,
+        "clean": None,
+        "n": 0,
         "status": "failed" if entry is None else entry.status,
         "reason": "the cell is missing from the store" if entry is None else entry.reason,
     }

@@ -12,12 +12,11 @@ from typing import Any
 from torch import nn
 
 from seatrial.bench.store import Store
-from seatrial.bench.sweep import sweep
 from seatrial.deploy.machine import this_machine
 from seatrial.errors import BadInput
 from seatrial.jobs.deployable import write_deployable
 from seatrial.jobs.measured import Cells, Metric, variant_data
-from seatrial.jobs.planned import plans
+from seatrial.jobs.planned import ask, plans
 from seatrial.jobs.result import write_text
 from seatrial.jobs.settings import Settings
 from seatrial.jobs.subject import open_subject
@@ -67,7 +66,7 @@ def quantize(
     name = next(iter(found)) if len(found) == 1 else fastest(found, timings, settings.bits)
     built = found[name]
     plan, _ = plans(subject, settings, True)
-    sweep(OpenVariants(built.variants, settings.used_threads), plan, store, jobs=settings.jobs, progress=progress)
+    ask(OpenVariants(built.variants, settings.used_threads), plan, store, settings, progress)
     clean = Cells.of(store, plan, built.variants)
     variant = next(v for v in built.variants if v.name == settings.bits and v.target == name)
     reference = clean.records(f"float@{SIMULATION}")

@@ -13,7 +13,7 @@ from torch import nn
 
 from seatrial.bench.cache import damage
 from seatrial.bench.plan import Subject as SweptSubject
-from seatrial.bench.store import Entry, Store
+from seatrial.bench.store import Store
 from seatrial.bench.worker import OpenSubjects
 from seatrial.core.cell import digest, question
 from seatrial.core.chance import generator
@@ -31,7 +31,7 @@ from seatrial.data.task_files import TaskName, open_task_data
 from seatrial.deploy.machine import this_machine
 from seatrial.errors import BadInput
 from seatrial.jobs.chaining import chain_plan, missing_steps, single_noises
-from seatrial.jobs.measured import Cells
+from seatrial.jobs.measured import Cells, blank_cell
 from seatrial.jobs.noises import listed, parse_noise, profile_texts
 from seatrial.jobs.planned import ask, plan_of
 from seatrial.jobs.result import write_text
@@ -41,7 +41,7 @@ from seatrial.jobs.subject import load_batches
 from seatrial.jobs.variants import OpenVariants, Variant, build_for_targets
 from seatrial.metrics.joining import column
 from seatrial.metrics.of_task import Judged, judge_of
-from seatrial.metrics.systematic import drops
+from seatrial.metrics.systematic import chain_rows, drops
 from seatrial.models.eager_detector import OpenedDetector
 from seatrial.models.opened import Model, open_model
 from seatrial.numerics.batch_norm import fold_batch_norm
@@ -155,7 +155,8 @@ def task_robustness(
         }
         for spec, _ in noises:
             entry = answered.found.get((variant.label, spec))
-            cells.append(head | _cell(spec, entry, clean, noisy.get(spec), rng))
+            row = blank_cell(opened.name, variant.name, variant.target, spec, entry) | dict.fromkeys(FAMILY_KEYS)
+            cells.append(row if clean is None else row | _figures(clean, noisy.get(spec), rng))
         if clean is None:
             continue
         costs = {spec: clean.less(noisy[spec]) for spec in single_noises(answered, variant.label)}
@@ -217,42 +218,23 @@ def _one_of(opener: OpenSubjects, variant: Variant | _Eager) -> OpenSubjects:
     return replace(opener, variants=(variant,)) if isinstance(opener, OpenVariants) else opener
 
 
-def _cell(
-    spec: NoiseSpec, entry: Entry | None, clean: Judged | None, noisy: Judged | None, rng: np.random.Generator
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "family": spec.family,
-        "name": spec.name,
-        "option": spec.option,
-        "norm": None,
-        "severity": spec.severity,
-        "access": None,
-        "metric": None if clean is None else clean.metric,
-        "n": 0 if noisy is None else len(noisy.records),
-        "status": "failed" if entry is None else entry.status,
-        "reason": "the cell is missing from the store" if entry is None else entry.reason,
-        "clean": None if clean is None else clean.value(),
-    }
-    row |= dict.fromkeys(("value", "low", "high", *FAMILY_KEYS))
-    if noisy is None or clean is None:
+def _figures(clean: Judged, noisy: Judged | None, rng: np.random.Generator) -> dict[str, Any]:
+    """Return what a cell says of its records (None: it has none) against those of clean data."""
+    row: dict[str, Any] = {"metric": clean.metric, "clean": clean.value()}
+    if noisy is None:
         return row
     interval, moved = noisy.interval(rng), noisy.less_interval(clean, rng)
-    row |= {"value": noisy.value(), "low": interval.low, "high": interval.high}
+    row |= {"n": len(noisy.records), "value": noisy.value(), "low": interval.low, "high": interval.high}
     row |= {"difference": noisy.less(clean), "difference_low": moved.low, "difference_high": moved.high}
     if "picture_difference" in noisy.records.column_names:
-        moved_by = column(noisy.records, "picture_difference").astype(np.float64)
-        row["picture_difference"] = mean_of(moved_by, rng)
+        row["picture_difference"] = mean_of(column(noisy.records, "picture_difference").astype(np.float64), rng)
     return row
 
 
 def _summary(
     clean: Judged, costs: Mapping[NoiseSpec, float], chain: Mapping[NoiseSpec, Judged], rng: np.random.Generator
 ) -> dict[str, Any]:
-    links = [
-        {"noise": spec.name.split("+")[-1], "option": str(spec.option).split("+")[-1]}
-        | {"value": judged.value(), "drop": clean.less(judged)}
-        for spec, judged in chain.items()
-    ]
+    links = chain_rows((spec, judged.value(), clean.less(judged)) for spec, judged in chain.items())
     last = list(chain.values())[-1] if chain else None
     return {
         "metric": clean.metric,
@@ -261,9 +243,7 @@ def _summary(
             "clean": asdict(clean.interval(rng)),
             "combined_drop": None if last is None else asdict(clean.less_interval(last, rng)),
         },
-        "system": [
-            {"noise": one.noise, "mean": one.mean, "max": one.most, "option": one.worst.option} for one in drops(costs)
-        ],
+        "system": [one.row() for one in drops(costs)],
         "combined_drop": links[-1]["drop"] if links else None,
         "chain": links,
     }

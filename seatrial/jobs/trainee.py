@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from seatrial.bench.plan import Subject as SweptSubject
 from seatrial.bench.store import Store
-from seatrial.bench.sweep import sweep
 from seatrial.core.cell import digest
 from seatrial.core.graph import Graph
 from seatrial.core.sample import Sample
@@ -22,7 +21,7 @@ from seatrial.data.files import open_data, open_training_digits
 from seatrial.data.screen import screen
 from seatrial.errors import BadInput, unknown_name
 from seatrial.jobs.measured import Cells, Metric, variant_data
-from seatrial.jobs.planned import plans
+from seatrial.jobs.planned import ask, plans
 from seatrial.jobs.settings import Progress, Settings
 from seatrial.jobs.subject import Samples, Subject, open_subject
 from seatrial.jobs.variants import SIMULATION, Variant, time_variants
@@ -192,7 +191,7 @@ def judged(
     clean_plan, noise_plan = plans(subject, settings, True)
     store = Store(folder / "store")
     for plan in dict.fromkeys((clean_plan, noise_plan)):
-        sweep(opener, plan, store, jobs=settings.jobs, ray_address=settings.ray, progress=progress)
+        ask(opener, plan, store, settings, progress)
     clean, noisy = Cells.of(store, clean_plan, variants), Cells.of(store, noise_plan, variants)
     specs = [group.spec for group in noise_plan.groups if group.spec is not None]
     timings = time_variants(variants, settings.used_threads)

@@ -48,9 +48,7 @@ class Judged:
     def interval(self, rng: np.random.Generator) -> Interval:
         """Return the bootstrap interval of the figure over samples; raises as `value`."""
         self.value()
-        return percentile_interval(
-            drawn_figures(len(self.records), self.figure, rng=rng, resamples=self.resamples), _CONFIDENCE
-        )
+        return self._spread(self.figure, len(self.records), rng)
 
     def less(self, other: Judged) -> float:
         """Return this figure minus the other's on the samples that both hold; raises as `value` and `joined`."""
@@ -64,7 +62,10 @@ class Judged:
         def difference(weights: np.ndarray) -> np.ndarray:
             return self.figure(self._placed(left, weights)) - other.figure(other._placed(right, weights))
 
-        return percentile_interval(drawn_figures(len(left), difference, rng=rng, resamples=self.resamples), _CONFIDENCE)
+        return self._spread(difference, len(left), rng)
+
+    def _spread(self, figure: Figure, samples: int, rng: np.random.Generator) -> Interval:
+        return percentile_interval(drawn_figures(samples, figure, rng=rng, resamples=self.resamples), _CONFIDENCE)
 
     def _once(self, rows: Int64[np.ndarray, " n"]) -> float:
         value = float(self.figure(self._placed(rows, np.ones((1, len(rows)), dtype=np.int64)))[0])

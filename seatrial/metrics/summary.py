@@ -24,7 +24,7 @@ from seatrial.metrics.intervals import paired_difference, wilson
 from seatrial.metrics.joining import column, joined
 from seatrial.metrics.joint_draws import Group, JointDraws, joint_draws
 from seatrial.metrics.resampling import percentile_interval
-from seatrial.metrics.systematic import drop, drops, systematic_robustness
+from seatrial.metrics.systematic import chain_rows, drop, drops, systematic_robustness
 
 _MAGNITUDES = {"linf": ("0.5/255", "2/255", "8/255"), "l2": ("0.5", "2", "8"), "l1": ("100", "400", "1600")}
 _NAMES = ("small", "middle", "large")
@@ -79,11 +79,7 @@ def summarize(
     if last is not None:
         fallen = drawn.accuracy(None) - drawn.accuracy(last[0])
         intervals["combined_drop"] = _interval(fallen) if np.ptp(fallen) > 0 else _certain_drop(clean, last[1], rng)
-    found["chain"] = [
-        {"noise": spec.name.split("+")[-1], "option": str(spec.option).split("+")[-1]}
-        | {"value": top1(table), "drop": drop(clean, table)}
-        for spec, table in chain
-    ]
+    found["chain"] = chain_rows((spec, top1(table), drop(clean, table)) for spec, table in chain)
     found["intervals"] = intervals
     return found
 
@@ -179,10 +175,7 @@ def _systematic(
         "SR_std": deviation,
         "SR_ddof": ddof,
         "SR_cells": len(grid),
-        "system": [
-            {"noise": found.noise, "mean": found.mean, "max": found.most, "option": found.worst.option}
-            for found in drops({spec: drop(clean, table) for spec, table in moved.items()})
-        ],
+        "system": [one.row() for one in drops({spec: drop(clean, table) for spec, table in moved.items()})],
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,10 @@ class Drops:
     mean: float
     most: float
     worst: NoiseSpec
+
+    def row(self) -> dict[str, Any]:
+        """Return the JSON of a summary's `system`."""
+        return {"noise": self.noise, "mean": self.mean, "max": self.most, "option": self.worst.option}
 
 
 def systematic_robustness(accuracies: Sequence[float], *, ddof: int = 1) -> tuple[float, float]:
@@ -54,4 +59,12 @@ def drops(costs: Mapping[NoiseSpec, float]) -> list[Drops]:
     return [
         Drops(name, float(np.mean(list(found.values()))), max(found.values()), max(found, key=found.__getitem__))
         for name, found in by_noise.items()
+    ]
+
+
+def chain_rows(steps: Iterable[tuple[NoiseSpec, float, float]]) -> list[dict[str, Any]]:
+    """Return the JSON of a summary's `chain` from steps with their figure and drop: each names the noise it adds."""
+    return [
+        {"noise": spec.name.split("+")[-1], "option": str(spec.option).split("+")[-1], "value": value, "drop": lost}
+        for spec, value, lost in steps
     ]
