@@ -60,7 +60,26 @@ def write_onnx(
     Departures: grids of fewer than 8 bits are stored and run as 8-bit codes inside a clip, because the CPU kernels of
     both runtimes begin at 8 bits; the values are exactly those of the narrow grid.
     """
-    model = _translated(anonymous_program(graph))
+    return finish(
+        graph,
+        translated(graph),
+        path,
+        native_floats=native_floats,
+        integer_biases_where_mixed=integer_biases_where_mixed,
+        largest_single_file=largest_single_file,
+    )
+
+
+def finish(
+    graph: Graph,
+    model: ir.Model,
+    path: Path,
+    *,
+    native_floats: frozenset[str],
+    integer_biases_where_mixed: bool,
+    largest_single_file: int = LARGEST_SINGLE_FILE,
+) -> ExportedOnnx:
+    """Write what `translated` gave for `graph` as standard ONNX, changing it in place; see `write_onnx`."""
     names = Names(model.graph)
     lower(model, names, native_floats)
     fold_transposes(model.graph, names)
@@ -101,7 +120,9 @@ def _operator(name: str, inputs: int, attributes: str) -> Callable[..., object]:
     return Op(Opset(DOMAIN, 1), name, schema)
 
 
-def _translated(program: ExportedProgram) -> ir.Model:
+def translated(graph: Graph) -> ir.Model:
+    """Return `graph` as ONNX in which our own operators still stand; raises BadInput as `write_onnx` does."""
+    program = anonymous_program(graph)
     qdq_op = _operator("Qdq", 3, "low:i high:i axis:i")
     narrow_op = _operator("NarrowFloat", 1, "kind:s")
 
