@@ -135,6 +135,7 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     _system("box_offset", "box_offset_noise:BoxOffsetNoise", "a task that decodes boxes", ("decode", "everywhere")),
     Entry("quantizer", "nearest", "seatrial.quant.nearest:Nearest", "Jacob et al. 2018; Nagel et al. 2019", "graph"),
+    Entry("search", "ohq", "seatrial.quant.ohq:OHQ", "Huang et al. 2023", "graph, a chip to measure"),
     Entry("qat", "dorefa", "seatrial.quant.dorefa:DoReFa", "Zhou et al. 2016", "graph"),
     Entry("qat", "pact", "seatrial.quant.pact:PACT", "Choi et al. 2018", "graph"),
     Entry("qat", "lsq", "seatrial.quant.lsq:LSQ", "Esser et al. 2020", "graph"),

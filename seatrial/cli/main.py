@@ -14,6 +14,7 @@ import typer
 from seatrial.cli import options as o
 from seatrial.cli.harden import harden
 from seatrial.cli.qat import qat
+from seatrial.cli.quantize import quantize
 from seatrial.cli.robustness import robustness
 from seatrial.errors import BadInput, LimitBroken, SeatrialError
 
@@ -24,17 +25,12 @@ app = typer.Typer(
     help="The last test before a neural network enters service: quantize it for its chip, measure it there, see how "
     "it holds under noise.",
 )
-_MODEL = (
-    "timm:NAME, torchvision:NAME, hf:REPO_OR_FOLDER, FILE.pt2, FILE.onnx, FILE.tflite, digits-cnn, digits-vit, or "
-    "package.module:factory (which runs that code)."
-)
-Model = Annotated[str, typer.Argument(help=_MODEL)]
 _DEFAULT_MODELS = ("digits-cnn", "digits-vit")
 
 
 @app.command()
 def trial(
-    model: Annotated[str | None, typer.Argument(help=_MODEL + " Without: two networks trained on digits.")] = None,
+    model: Annotated[str | None, typer.Argument(help=o.MODEL + " Without: two networks trained on digits.")] = None,
     data: o.Data = None,
     weights: o.Weights = None,
     target: o.Target = "auto",
@@ -107,59 +103,8 @@ def trial(
 
 
 @app.command()
-def quantize(
-    model: Model,
-    data: o.Data = None,
-    weights: o.Weights = None,
-    target: o.Target = "auto",
-    method: o.Method = "nearest",
-    bits: o.BitsOption = "w8a8",
-    ranges: o.Ranges = "default",
-    bias_correction: o.BiasCorrection = True,
-    equalization: o.Equalization = "depthwise",
-    keep: o.Keep = None,
-    limit: o.Limit = None,
-    out: Annotated[Path, typer.Option(help="Folder for the model, recipe and script.")] = Path("quantized"),
-    json: o.JsonFile = None,
-    classes: o.Classes = None,
-    calibration: o.Calibration = None,
-    calibration_samples: o.CalibrationSamples = 256,
-    max_bad: o.MaxBad = "1%",
-    seed: o.Seed = 0,
-    batch: o.Batch = 64,
-    threads: o.Threads = 0,
-    input_size: o.InputSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    resize: o.ResizeOption = None,
-    crop: o.Crop = None,
-    interpolation: o.Interpolation = None,
-) -> None:
-    """Quantize a network for a target and write files that run there.
-
-    Example: seatrial quantize timm:resnet18 --weights resnet18.safetensors --data pictures/ --target openvino
-    """
-    from seatrial.cli.screen import OUT, progress_bar, show_rows, write_json
-    from seatrial.jobs.quantize import quantize as run
-
-    settings = o.settings_of(
-        target=target, method=method, bits=bits, ranges=ranges, bias_correction=bias_correction,
-        equalization=equalization, keep=keep, limit=limit, calibration=calibration,
-        calibration_samples=calibration_samples, max_bad=max_bad, seed=seed, batch=batch, threads=threads,
-    )  # fmt: skip
-    overrides = o.model_overrides(weights, classes, input_size, mean, std, resize, crop, interpolation)
-    with progress_bar() as tell:
-        found = run(model, data, out=out, settings=settings, overrides=overrides, progress=tell)
-    latency = found["latency_ms"]["median"] if found["latency_ms"] else None
-    row = {key: found[key] for key in ("target", "bits", "size_bytes", "value", "agreement", "agreement_simulated")}
-    show_rows(str(found["model"]["name"]), [{**row, "latency_ms": latency}])
-    OUT.print(f"files: {found['files'][0]} and {len(found['files']) - 1} more", soft_wrap=True, markup=False)
-    write_json(found, json)
-
-
-@app.command()
 def evaluate(
-    model: Model,
+    model: o.Model,
     data: o.Data = None,
     weights: o.Weights = None,
     target: o.Target = "auto",
@@ -206,7 +151,7 @@ def evaluate(
 
 @app.command()
 def profile(
-    model: Model,
+    model: o.Model,
     target: Annotated[str, typer.Option(help="torch, onnxruntime, openvino or litert.")] = "torch",
     weights: o.Weights = None,
     bits: Annotated[str, typer.Option(help="float32, or bf16 where the target has it.")] = "float32",
@@ -300,6 +245,7 @@ def sweep(
     write_json({"trials": [found.data for found in results]}, json)
 
 
+app.command()(quantize)
 app.command()(robustness)
 app.command()(qat)
 app.command()(harden)

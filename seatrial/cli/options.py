@@ -10,6 +10,11 @@ import typer
 from seatrial.errors import BadInput
 from seatrial.jobs.settings import Settings, noise_setting
 
+MODEL = (
+    "timm:NAME, torchvision:NAME, hf:REPO_OR_FOLDER, FILE.pt2, FILE.onnx, FILE.tflite, digits-cnn, digits-vit, or "
+    "package.module:factory (which runs that code)."
+)
+Model = Annotated[str, typer.Argument(help=MODEL)]
 Weights = Annotated[
     str | None, typer.Option(help="Weights: a safetensors file or a checkpoint, or the word 'random'.", metavar="FILE")
 ]

@@ -6,12 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.predictor import Predictor
-from seatrial.core.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,3 @@ class Target(ABC):
     @abstractmethod
     def time(self, artefacts: Sequence[Artefact], *, threads: int, batches: Sequence[int] = (1, 8)) -> list[Timing]:
         """Measure artefacts in alternation, each in a process of its own, after warming up."""
-
-
-class Meter(Protocol):
-    """Tells the latency of recipes; a recorded table replays as one in tests."""
-
-    def time(self, recipes: Sequence[Recipe]) -> Sequence[Timing]: ...

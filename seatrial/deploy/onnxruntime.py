@@ -27,7 +27,7 @@ from seatrial.models.onnx_file import check_onnx
 from seatrial.models.port import Port
 
 _TYPES = {"float": "float32", "double": "float64"}
-_UNASKED = "WeightBiasQuantization"
+UNASKED = "WeightBiasQuantization"
 """The optimizer that rounds float weights between two rounds; off where a model has such weights on purpose."""
 
 
@@ -65,15 +65,19 @@ class OnnxRuntime(Target):
         if bits in ("bf16", "fp16"):
             raise NotApplicable(f"ONNX Runtime's CPU kernels do not run {bits}")
         exported = write_onnx(
-            clamped_norms(graph), path.with_name(path.name + ".onnx"), integer_biases_where_mixed=True
+            self.prepared(graph), path.with_name(path.name + ".onnx"), integer_biases_where_mixed=True
         )
         settings = {"layout": "NCHW"}
         if exported.float_weights:
-            settings["disabled_optimizers"] = _UNASKED
+            settings["disabled_optimizers"] = UNASKED
         return Artefact(exported.path, "onnx", bits, settings)
 
+    def prepared(self, graph: Graph) -> Graph:
+        """Return the graph as it is exported for this runtime."""
+        return clamped_norms(graph)
+
     def simulated(self, graph: Graph) -> Graph:
-        return in_integers(clamped_norms(graph), OnnxRuntimeArithmetic())
+        return in_integers(self.prepared(graph), OnnxRuntimeArithmetic())
 
     def open(self, artefact: Artefact, *, threads: int) -> Predictor:
         if artefact.format != "onnx":

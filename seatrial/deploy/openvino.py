@@ -70,11 +70,15 @@ class OpenVino(Target):
             raise NotApplicable("this CPU does not execute bf16; OpenVINO would run float32 instead")
         # With the hint the plugin itself narrows; casts in the file would only add conversions.
         native = frozenset({"bf16"}) if hint == "bf16" else frozenset()
-        exported = write_onnx(spelled_out(graph), path.with_name(path.name + ".onnx"), native_floats=native)
+        exported = write_onnx(self.prepared(graph), path.with_name(path.name + ".onnx"), native_floats=native)
         return Artefact(exported.path, "onnx", bits, {"hint": hint, "layout": "NCHW"})
 
+    def prepared(self, graph: Graph) -> Graph:
+        """Return the graph as it is exported for this runtime."""
+        return spelled_out(graph)
+
     def simulated(self, graph: Graph) -> Graph:
-        return in_integers(spelled_out(graph), OpenVinoArithmetic())
+        return in_integers(self.prepared(graph), OpenVinoArithmetic())
 
     def open(self, artefact: Artefact, *, threads: int) -> Predictor:
         compiled = compile_model(artefact, threads)

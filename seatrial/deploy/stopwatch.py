@@ -72,14 +72,19 @@ class ChildProcess:
             stderr=self._log,
             env=environment,
         )
-        artefact = subject.artefact
+        self._threads = threads
+        self.open(subject)
+
+    def open(self, subject: Subject) -> None:
+        """Take another artefact of the same runtime in place of the one that was open; `prepare` loads it."""
+        self._subject, artefact = subject, subject.artefact
         self._ask(
             do="open",
             runtime=subject.runtime,
             path=str(artefact.path.resolve()),
             format=artefact.format,
             settings=dict(artefact.settings),
-            threads=threads,
+            threads=self._threads,
         )
 
     def prepare(self, batch: int) -> float:

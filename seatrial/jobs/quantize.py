@@ -16,6 +16,7 @@ from seatrial.deploy.machine import this_machine
 from seatrial.errors import BadInput
 from seatrial.jobs.deployable import write_deployable
 from seatrial.jobs.measured import Cells, Metric, variant_data
+from seatrial.jobs.ohq import OHQ, quantize_ohq
 from seatrial.jobs.planned import ask, plans
 from seatrial.jobs.result import write_text
 from seatrial.jobs.settings import Settings
@@ -46,9 +47,14 @@ def quantize(
 ) -> dict[str, Any]:
     """Quantize a network for `settings.target` and write model, recipe, preprocessing, labels and script under `out`.
 
-    Returns the JSON of `seatrial quantize` (documented in docs/json.md). The model itself is left as it was. Raises
-    BadInput for deployed files, unknown names and data that cannot be used.
+    Returns the JSON of `seatrial quantize` (documented in docs/json.md). The model itself is left as it was. With
+    `method="ohq"` the options are those of `quantize_ohq`. Raises BadInput for deployed files, unknown names and data
+    that cannot be used.
     """
+    if options.get("method") == OHQ:
+        del options["method"]
+        given = {"out": out, "metric": metric, "settings": settings, "overrides": overrides, "progress": progress}
+        return quantize_ohq(model, data, **given, **options)
     start = time.monotonic()
     settings = replace(settings or Settings(), **{"noise": "none", **options})
     subject = open_subject(model, data, settings, overrides=overrides, progress=progress)

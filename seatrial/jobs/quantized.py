@@ -12,6 +12,7 @@ from seatrial.core.chance import generator
 from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.precision import Bits
+from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise
 from seatrial.core.recipe import Recipe
 from seatrial.jobs.settings import Settings
@@ -32,13 +33,7 @@ class Quantized:
 def quantize_graph(graph: Graph, batches: list[Tensor], rules: PlacementRules, settings: Settings) -> Quantized:
     """Plan and carry out the quantization of `graph` for a runtime with these rules."""
     sites = place(graph, rules, Bits.parse(settings.bits), keep=settings.keep)
-    options: dict[str, Any] = {
-        "bias_correction": settings.bias_correction,
-        "equalization": settings.equalization,
-    }
-    if settings.ranges != "default":
-        options["ranges"] = make("ranges", settings.ranges)
-    quantizer = make("quantizer", settings.method, **options)
+    quantizer = quantizer_of(settings)
     recipe = quantizer.plan(graph, batches, sites, rng=generator(settings.seed, "quantize", settings.method))
     warnings = list(recipe.notes)
     if any(wanted.bits == rules.weight_bits_cap < 8 for site, wanted in sites.items() if site.port == "weight"):
@@ -49,6 +44,17 @@ def quantize_graph(graph: Graph, batches: list[Tensor], rules: PlacementRules, s
     errors = site_errors(graph, recipe, batches[:1])
     listed = tuple({"site": str(error.site), "bits": error.bits, "sqnr_db": error.sqnr_db} for error in errors)
     return Quantized(recipe, realise(graph, recipe), listed, tuple(warnings))
+
+
+def quantizer_of(settings: Settings) -> Quantizer:
+    """Return the quantizer that the settings name, with their options."""
+    options: dict[str, Any] = {
+        "bias_correction": settings.bias_correction,
+        "equalization": settings.equalization,
+    }
+    if settings.ranges != "default":
+        options["ranges"] = make("ranges", settings.ranges)
+    return make("quantizer", settings.method, **options)
 
 
 def blamed(graph: Graph, recipe: Recipe, batch: Tensor) -> str | None:

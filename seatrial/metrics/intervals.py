@@ -8,6 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.stats import binom
 
 from seatrial.errors import BadInput
 
@@ -68,6 +69,21 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     low = 0.0 if successes == 0 else max(0.0, middle - spread)
     high = 1.0 if successes == n else min(1.0, middle + spread)
     return Interval(low, high)
+
+
+def median_interval(values: Float[np.ndarray, " n"], confidence: float = 0.95) -> Interval:
+    """Return the interval of a median between two order statistics, in the unit of the values; no shape is assumed.
+
+    Its coverage is at least `confidence`; of fewer than six values (at 0.95) it is the whole range, which covers less.
+    Raises BadInput without values. Source: David and Nagaraja 2003 (Order Statistics), section 7.1.
+    """
+    _checked(confidence)
+    n = len(values)
+    if n < 1:
+        raise BadInput("no values", "at least one", "measure again")
+    ordered = np.sort(values)
+    rank = max(int(binom.ppf((1 - confidence) / 2, n, 0.5)), 1)
+    return Interval(float(ordered[rank - 1]), float(ordered[n - rank]))
 
 
 def _adjusted_wald(gained: int, lost: int, n: int, z: float) -> Interval:

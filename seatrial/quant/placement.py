@@ -46,8 +46,7 @@ def place(graph: Graph, rules: PlacementRules, bits: Bits, *, keep: Iterable[str
     for wish in kept:
         sites = [site for site in precision if wish.matches(str(site), site.operator, site.path)]
         if not sites and not any(wish.matches(name, name.rsplit("/", 1)[0]) for name in plan.quantizable):
-            known = ", ".join(plan.quantizable[:3])
-            raise BadInput(f"--keep '{wish.text}'", f"a glob that matches an operator such as {known}", "correct it")
+            raise _no_match(wish, plan)
         for site in sites:
             new = _changed(precision[site], wish.wanted, site.port == "weight")
             if new is None:
@@ -55,6 +54,45 @@ def place(graph: Graph, rules: PlacementRules, bits: Bits, *, keep: Iterable[str
             else:
                 precision[site] = new
     return precision
+
+
+def place_operators(graph: Graph, rules: PlacementRules, wanted: Mapping[str, Wanted]) -> dict[Site, Precision]:
+    """Return what is asked of each site when these operators run in these precisions, and the rest in float.
+
+    `place` decides by patterns, this by operator (as `quantizable` names them); rounds stand where `place` has them.
+    Raises BadInput for an operator that these rules keep in float.
+    """
+    plan = _Plan.of(graph, rules, Bits(8, 8), ())
+    unknown = [name for name in wanted if name not in plan.quantizable]
+    if unknown:
+        known = ", ".join(plan.quantizable[:3])
+        raise BadInput(f"operator '{unknown[0]}'", f"one that runs in integers, such as {known}", "leave it out")
+    chosen = {node: wanted.get(plan.names[node], "float32") for node in plan.wanted}
+    plan = replace(plan, wanted=chosen)
+    return {**_weights(plan), **_activations(plan)}
+
+
+def quantizable(graph: Graph, rules: PlacementRules, *, keep: Iterable[str] = ()) -> dict[str, fx.Node]:
+    """Return the operators that may run in integers under these rules, by name and in execution order.
+
+    Those that `keep` keeps in a float type (see `place`) are left out; raises BadInput for a pattern that matches none.
+    """
+    kept = [_Keep.parse(text) for text in keep]
+    plan = _Plan.of(graph, rules, Bits(8, 8), kept)
+    for wish in kept:
+        if not any(wish.matches(name, name.rsplit("/", 1)[0]) for name in plan.quantizable):
+            raise _no_match(wish, plan)
+    return {plan.names[node]: node for node in plan.wanted if plan.in_integers(node)}
+
+
+def origin(node: fx.Node) -> fx.Node:
+    """Return the operator that computed a value, behind activations and operators that carry values on."""
+    while op_name(node) in CARRIES | ACTIVATIONS | {"cat", "batch_norm"}:
+        read = _activations_read(node)
+        if not read:
+            return node
+        node = read[0]
+    return node
 
 
 @dataclass(frozen=True)
@@ -116,6 +154,11 @@ class _Plan:
         return op_name(node) in WEIGHTED and node in self.wanted
 
 
+def _no_match(wish: _Keep, plan: _Plan) -> BadInput:
+    known = ", ".join(plan.quantizable[:3])
+    return BadInput(f"--keep '{wish.text}'", f"a glob that matches an operator such as {known}", "correct it")
+
+
 def _is_parameter(argument: object) -> bool:
     return isinstance(argument, fx.Node) and argument.op == "get_attr"
 
@@ -137,7 +180,7 @@ def _joins_integers(node: fx.Node, integer: set[fx.Node], rules: PlacementRules)
     if not read or _rank(node) not in (2, 4):
         return False
     # Behind a linear operator or a product stands a residual stream or an attention mask: both stay float.
-    origins = [_origin(value) for value in read]
+    origins = [origin(value) for value in read]
     behind = any(origin in integer and op_name(origin) not in {"linear", *_PRODUCTS} for origin in origins)
     if kind == "add" and len(read) == 2 and rules.residual_adds:
         return behind and _rank(node) == 4
@@ -163,16 +206,6 @@ def _before_softmax(node: fx.Node) -> bool:
             return False
         node = follow[0]
     return False
-
-
-def _origin(node: fx.Node) -> fx.Node:
-    """Return the operator that computed a value, behind activations and operators that carry values on."""
-    while op_name(node) in CARRIES | ACTIVATIONS | {"cat", "batch_norm"}:
-        read = _activations_read(node)
-        if not read:
-            return node
-        node = read[0]
-    return node
 
 
 def _producers(plan: _Plan, node: fx.Node) -> list[fx.Node]:
@@ -307,7 +340,7 @@ def _sites_on(plan: _Plan, node: fx.Node) -> list[Site]:
     if node not in plan.names:
         return []
     readers = list(node.users)
-    if all(_takes_rounded(plan, reader) for reader in readers):
+    if all(_takes_rounded(plan, reader) for reader in readers) or _must_write_codes(plan, node):
         return [site_of(plan.names[node], "output")]
     sites = []
     for reader in readers:
@@ -315,6 +348,20 @@ def _sites_on(plan: _Plan, node: fx.Node) -> list[Site]:
             port = f"input{tensor_inputs(reader).index(node)}"
             sites.append(site_of(plan.names[reader], port))
     return sites
+
+
+def _must_write_codes(plan: _Plan, node: fx.Node) -> bool:
+    """Tell whether a convolution, or the ReLU behind it, writes integers though an operator that was kept reads it.
+
+    Without a round on its output such a runtime would compute it in float, its own rounds for nothing.
+    """
+    inner = node.args[0] if op_name(node) in ("relu", "relu6", "hardtanh") else node
+    if not plan.rules.operator_outputs or not isinstance(inner, fx.Node):
+        return False
+    if op_name(inner) != "conv2d" or not plan.in_integers(inner) or not _output_wanted(node):
+        return False
+    uniform = replace(plan, wanted={node: Bits(8, 8) for node in plan.wanted})
+    return all(_takes_rounded(uniform, reader) for reader in node.users)
 
 
 def _changed(old: Precision, wanted: Wanted, weight: bool) -> Precision | None:

@@ -1,0 +1,164 @@
+"""Quantize one model by OHQ: the fastest accurate precision of each operator on this very chip."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from seatrial.bench.store import Store
+from seatrial.catalogue import make
+from seatrial.core.graph import Graph
+from seatrial.core.target import Target
+from seatrial.errors import BadInput
+from seatrial.jobs.chip_search import Candidate, ChipSearch, Searched, Uniform
+from seatrial.jobs.deployable import write_deployable
+from seatrial.jobs.measured import Cells, Metric
+from seatrial.jobs.ohq_result import Judged, broken_bound, ohq_data, write_tables
+from seatrial.jobs.planned import ask, plans
+from seatrial.jobs.quantized import quantizer_of
+from seatrial.jobs.result import write_text
+from seatrial.jobs.search_settings import SearchSettings
+from seatrial.jobs.settings import Settings
+from seatrial.jobs.subject import Subject, open_subject
+from seatrial.jobs.variants import SIMULATION, OpenVariants, Variant, installed_targets, usable_target
+from seatrial.models.opened import Model
+from seatrial.numerics.batch_norm import fold_batch_norm
+from seatrial.report.ohq_page import write_ohq
+
+OHQ = "ohq"
+_TRIED = 5
+"""Choices that are planned and evaluated at most before a uniform precision is kept."""
+
+
+def quantize_ohq(
+    model: str | Path | nn.Module,
+    data: str | Path | Iterable[Any] | None = None,
+    *,
+    out: str | Path = "quantized",
+    metric: Metric | None = None,
+    settings: Settings | None = None,
+    wishes: SearchSettings | None = None,
+    overrides: dict[str, Any] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Search the precision of each operator on `settings.target` and write what `quantize` writes, and the search.
+
+    `settings.method` names the quantizer that gives the grids; options are fields of `Settings` and `SearchSettings`.
+    Under `out`: the model with preprocessing, labels and script, `recipe.json`, `latency.parquet`, `search.html`, and in
+    `models` every measurement (`measurements.jsonl`). Returns the JSON of `seatrial quantize --method ohq`
+    (docs/json.md). The model itself is left as it was.
+
+    Raises BadInput for deployed files, unknown names, data that cannot be used and bounds that nothing meets (the
+    fastest, or smallest, that was reached is named, and its files stay); KeyboardInterrupt after the best so far was
+    saved.
+    """
+    start_s = time.monotonic()
+    own = {field.name for field in fields(SearchSettings)}
+    wishes = replace(wishes or SearchSettings(), **{name: options.pop(name) for name in own & set(options)})
+    settings = replace(settings or Settings(), **{"noise": "none", **options})
+    subject = open_subject(model, data, settings, overrides=overrides, progress=progress)
+    if not isinstance(subject.model, Model):
+        raise BadInput(f"the deployed file '{subject.model.name}'", "a network to quantize", "pass the float original")
+    folder = Path(out).resolve()
+    graph, batches = fold_batch_norm(subject.model.graph), subject.calibration_batches()
+
+    def tell(text: str) -> None:
+        if progress is not None:
+            progress(0, 0, text)
+
+    search, uniform = _on_best_target(graph, batches, folder, settings, wishes, tell)
+    searched = search.run(graph, batches, folder / "models", uniform, start_s)
+    chosen = _Choosing(subject, graph, batches, folder, settings, metric, search, searched, progress)
+    candidates, judged = chosen.run(wishes)
+    tell("measuring the choice against the uniform precisions")
+    rounds_ms = search.alternated(candidates, rounds=8 if searched.interrupted else 40)
+    result = ohq_data(subject, settings, wishes, search, searched, candidates, judged, rounds_ms)
+    winner = candidates[result.index]
+    files = write_deployable(folder, winner.artefact, search.target.name, subject)
+    if winner.recipe is not None:
+        files += winner.recipe.save(folder / "recipe")
+    files += write_tables(folder, searched, result.data)
+    found = {**result.data, "files": [str(file) for file in files], "seconds": time.monotonic() - start_s}
+    write_ohq(found, folder / "search.html")
+    write_text(folder / "quantize.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    if searched.interrupted:
+        raise KeyboardInterrupt
+    broken = broken_bound(found, wishes)
+    if broken is not None:
+        raise broken
+    return json.loads(json.dumps(found))
+
+
+def _on_best_target(
+    graph: Graph,
+    batches: list[Tensor],
+    folder: Path,
+    settings: Settings,
+    wishes: SearchSettings,
+    tell: Callable[[str], None],
+) -> tuple[ChipSearch, Uniform]:
+    """Return the search on the target that was asked for, or on the one with the fastest uniform network."""
+    asked = settings.target
+    targets: dict[str, Target] = installed_targets() if asked == "auto" else {asked: usable_target(asked)}
+    if asked in (SIMULATION, "litert"):
+        raise BadInput(f"--target {asked} with --method ohq", "a runtime that is measured", "take auto, or see --help")
+    tried = []
+    for target in targets.values():
+        search = ChipSearch(
+            target, quantizer_of(settings), wishes, settings.used_threads, settings.seed, settings.keep, tell
+        )
+        tried.append((search, search.uniform(graph, batches, folder / "models")))
+    return min(tried, key=lambda pair: min(pair[1].medians_ms.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Choosing:
+    """Plans and evaluates finalists, the fastest first, until one keeps the accuracy that was asked for."""
+
+    subject: Subject
+    graph: Graph
+    batches: list[Tensor]
+    folder: Path
+    settings: Settings
+    metric: Metric | None
+    search: ChipSearch
+    searched: Searched
+    progress: Callable[[int, int, str], None] | None
+
+    def run(self, wishes: SearchSettings) -> tuple[list[Candidate], Judged]:
+        """Return the uniform networks and, as the last one, the choice; with what all of them answered."""
+        uniform = list(self.searched.uniform.candidates)
+        judged = self._judged(uniform)
+        for finalist in self.searched.finalists[: 1 if self.searched.interrupted else _TRIED]:
+            candidate = self.search.deliver(self.graph, self.batches, finalist, self.searched, self.folder / "models")
+            judged = self._judged([*uniform, candidate])
+            if wishes.max_drop is None or judged.drop("ohq") <= wishes.max_drop:
+                return [*uniform, candidate], judged
+        return uniform, judged
+
+    def _judged(self, candidates: list[Candidate]) -> Judged:
+        simulation: Target = make("target", SIMULATION)
+        models = self.folder / "models"
+        variants = [
+            Variant("float", SIMULATION, simulation.compile(self.graph, models / "float-torch", bits="float32"))
+        ]
+        for one in candidates:
+            variants.append(Variant(one.name, self.search.target.name, one.artefact))
+            if one.graph is not None and one.name in ("ohq", "w8a8"):
+                simulated = self.search.in_setting(one.setting).simulated(one.graph)
+                written = simulation.compile(
+                    simulated, models / f"{one.name}-{self.search.target.name}-torch", bits="mixed"
+                )
+                variants.append(Variant(one.name, SIMULATION, written))
+        store = Store(self.folder / "store")
+        plan, _ = plans(self.subject, self.settings, True)
+        ask(OpenVariants(tuple(variants), self.settings.used_threads), plan, store, self.settings, self.progress)
+        cells = Cells.of(store, plan, variants)
+        return Judged(cells, self.search.target.name, self.metric)
