@@ -6,14 +6,14 @@
 Networks with random weights (seeded; the architectures of benchmarks/architectures.py, ResNet-50 and BERT-mini) and,
 where the development data are beside the repository, its trained networks. For each runtime and batch size: uniform
 precisions, then the search within the time budget (export included), then 40 rounds in which every network gets a turn
-in a process of its own: float, bf16, uniform W8A8, the choice, NNCF's INT8 (its transformer preset for transformers, from
-PyTorch and from our float ONNX file) or quantize_static's. A ratio is the median over rounds of one time over the other's,
-its interval that of a median between order statistics, 95 %. Where no mixture was surely faster, the best uniform
-network is the choice, and its ratio is 1 by definition.
+in a process of its own: float, bf16, uniform W8A8, the choice, NNCF's INT8 (its transformer preset for transformers,
+from PyTorch and from our float ONNX file) or quantize_static's. A ratio is the median over rounds of one time over the
+other's, its interval that of a median between order statistics, 95 %. Where no mixture was surely faster, the best
+uniform network is the choice, and its ratio is 1 by definition.
 
-Signal to quantization noise of the outputs (random weights) is told on four fresh inputs, agreement with float and accuracy
-(trained weights) on the evaluation pictures, all from the deployed files. A row is one line of JSON; rows that are there
-are not measured again. `--table` prints the table of a file.
+Signal to quantization noise of the outputs (random weights) is told on four fresh inputs, agreement with float and
+accuracy (trained weights) on the evaluation pictures, all from the deployed files. A row is one line of JSON; rows that
+are there are not measured again. `--table` prints the table of a file.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def task_of(name: str, shared: Path, limit: int | None) -> Task:
     inputs = [load_input(subject.pipeline, sample) for sample in subject.evaluation]
     batches = [torch.stack(inputs[start : start + 32]) for start in range(0, len(inputs), 32)]
     labels = np.asarray(subject.evaluation.labels)
-    return Task(fold_batch_norm(subject.model.graph), subject.calibration_batches(), batches, labels)  # pyright: ignore
+    return Task(fold_batch_norm(subject.model.graph), subject.calibration_batches(), batches, labels)  # pyright: ignore[reportArgumentType]
 
 
 def nncf_models(name: str, task: Task, plain: Artefact, folder: Path) -> dict[str, Artefact]:
@@ -132,8 +132,8 @@ def nncf_models(name: str, task: Task, plain: Artefact, folder: Path) -> dict[st
         example = None if isinstance(source, str) else torch.from_numpy(next(iter(feeds[0].values())))
         model = ov.convert_model(source, example_input=example)
         shapes = [list(array.shape) for array in feeds[0].values()]
-        model.reshape({port: shape for port, shape in zip(model.inputs, shapes, strict=True)})
-        arrays = [list(feed.values())[0] if len(feed) == 1 else feed for feed in feeds]
+        model.reshape(dict(zip(model.inputs, shapes, strict=True)))
+        arrays = [next(iter(feed.values())) if len(feed) == 1 else feed for feed in feeds]
         kind = nncf.ModelType.TRANSFORMER if name in TRANSFORMERS else None
         quantized = nncf.quantize(model, nncf.Dataset(arrays), subset_size=len(arrays), model_type=kind)
         quantized.reshape({port: [-1, *shape[1:]] for port, shape in zip(quantized.inputs, shapes, strict=True)})
@@ -144,7 +144,7 @@ def nncf_models(name: str, task: Task, plain: Artefact, folder: Path) -> dict[st
 
 
 def static_model(task: Task, plain: Artefact, folder: Path) -> Artefact:
-    """Return what ONNX Runtime's quantize_static makes of our float file: QDQ, u8 activations, s8 weights by channel."""
+    """Return what quantize_static makes of our float file: QDQ, u8 activations, s8 weights by channel."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -211,7 +211,7 @@ def measure(
         searched = search.run(task.graph, task.calibration, folder, uniform, start_s)
         compared = {one.name: one.artefact for one in uniform.candidates}
         if searched.finalists:
-            choice = search.deliver(task.graph, task.calibration, searched.finalists[0], searched, folder)
+            choice = search.deliver(task.graph, task.calibration, 0, searched, folder)
             compared["ohq"] = choice.artefact
         searching_s = time.monotonic() - start_s
         if options.peers:
@@ -306,7 +306,8 @@ def row_of(
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as Markdown, with geometric means."""
     lines = [
-        "| model | runtime | batch | best uniform | ms | chosen ms | ratio (95 %) | to own int8 | peer | to peer | fidelity |",
+        "| model | runtime | batch | best uniform | ms | chosen ms | ratio (95 %) | to own int8 | peer | to peer "
+        "| fidelity |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -151,6 +151,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("target", "onnxruntime", "seatrial.deploy.onnxruntime:OnnxRuntime", "ONNX Runtime", "installed"),
     Entry("target", "openvino", "seatrial.deploy.openvino:OpenVino", "OpenVINO", "extra openvino"),
     Entry("target", "litert", "seatrial.deploy.litert:LiteRt", "LiteRT", "extra litert"),
+    Entry("target", "systolic", "seatrial.deploy.systolic:Systolic", "Samajdar et al. 2020", "installed"),
 )
 
 NOISE_FAMILIES = ("attack", "corruption", "system")

@@ -132,6 +132,8 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
     ("target", "onnxruntime"): ({},),
     ("target", "openvino"): ({},),
     ("target", "litert"): ({},),
+    ("target", "systolic"): ({}, {"rows": 8, "columns": 4}),
+    ("search", "ohq"): (),  # its laws: tests/test_quant_ohq.py
 }
 ALTERS = {
     "resize": "pipeline.resize",

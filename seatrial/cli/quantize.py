@@ -100,7 +100,7 @@ def quantize(
         show_rows("uniform precisions", [_baseline(told) for told in found["baselines"]])
     show_rows(str(found["model"]["name"]), [{**row, "latency_ms": latency}])
     if searched:
-        OUT.print(f"search: {Path(found['files'][0]).parent / 'search.html'}", soft_wrap=True, markup=False)
+        OUT.print(f"search: {(out / 'search.html').resolve()}", soft_wrap=True, markup=False)
     OUT.print(f"files: {found['files'][0]} and {len(found['files']) - 1} more", soft_wrap=True, markup=False)
     write_json(found, json)
 

@@ -135,6 +135,17 @@ def compile_model(artefact: Artefact, threads: int, *, profiled: bool = False) -
         ) from error
 
 
+def save_ir(path: Path) -> tuple[Path, Path]:
+    """Write an ONNX file as OpenVINO's own format beside it, weights in their types, and return its two files."""
+    core = _core()
+    import openvino
+
+    check_onnx(path)
+    file = path.with_suffix(".xml")
+    openvino.save_model(core.read_model(str(path)), str(file), compress_to_fp16=False)
+    return file, file.with_suffix(".bin")
+
+
 def _core() -> Any:
     if not OpenVino.installed():
         raise missing_extra("openvino", "openvino", "the target 'openvino'")

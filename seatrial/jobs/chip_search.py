@@ -24,6 +24,8 @@ from seatrial.deploy.chip_meter import ChipMeter
 from seatrial.deploy.energy import EnergyCounter, energy_counter
 from seatrial.deploy.openvino import OpenVino
 from seatrial.deploy.stopwatch import Subject
+from seatrial.deploy.systolic import Systolic
+from seatrial.deploy.systolic_meter import SystolicMeter
 from seatrial.jobs.search_settings import SearchSettings
 from seatrial.quant.assignment import FLOAT, Assignments, Choice
 from seatrial.quant.direct_sensitivity import direct
@@ -33,6 +35,9 @@ from seatrial.quant.placement import place_operators, quantizable
 
 Tell = Callable[[str], None]
 INTEGERS = "w8a8"
+"""The precision that costs are held against."""
+_NARROW = ("w4a4", "w2a2")
+"""What a modeled chip runs besides."""
 _RESERVE = 0.2
 """Share of the time that is kept for planning and exporting what is delivered, and for the last measurement."""
 _FINALISTS = 3
@@ -95,10 +100,10 @@ class ChipSearch:
     def uniform(self, graph: Graph, batches: Sequence[Inputs], folder: Path) -> Uniform:
         """Write the uniform networks of a graph whose batch norms are folded, and measure them."""
         folder.mkdir(parents=True, exist_ok=True)
-        planned = self._planned(graph, batches)
-        candidates = self._uniform(graph, planned, folder)
+        recipes = {precision: self._planned(graph, batches, precision) for precision in self.integers}
+        candidates = self._uniform(graph, recipes, folder)
         self.tell(f"measuring the uniform precisions on {self.target.name}")
-        return Uniform(planned, tuple(candidates), self.alternated(candidates, rounds=16))
+        return Uniform(recipes[INTEGERS], tuple(candidates), self.alternated(candidates, rounds=16))
 
     def run(self, graph: Graph, batches: Sequence[Inputs], folder: Path, uniform: Uniform, start_s: float) -> Searched:
         """Search the graph of `uniform`; after Ctrl-C return what is known by then. `start_s` is when the time budget
@@ -124,31 +129,41 @@ class ChipSearch:
             interrupted = True
             self.tell("stopped: the best so far is written")
         finalists = [
-            (one.reading.ratio * uniform.medians_ms[_integers(setting)], setting, one)
+            (one.reading.ratio * uniform.medians_ms[in_words(INTEGERS, setting)], setting, one)
             for setting, exploration in explorations.items()
-            for one in exploration.fastest()[:_FINALISTS]
-            if len(set(one.choice.values())) > 1
+            for one in _worth_delivering(exploration)
         ]
         ordered = tuple((setting, one) for _, setting, one in sorted(finalists, key=lambda item: item[0]))
         return Searched(uniform, ordered, explorations, tuple(steps), interrupted, counter, tuple(notes))
 
     def deliver(
-        self, graph: Graph, batches: Sequence[Inputs], finalist: tuple[str, Found], searched: Searched, folder: Path
+        self, graph: Graph, batches: Sequence[Inputs], number: int, searched: Searched, folder: Path
     ) -> Candidate:
-        """Plan a finalist as the quantizer would have it, and write its file."""
-        setting, found = finalist
+        """Plan a finalist, by its number, as the quantizer would have it, and write its file."""
+        setting, found = searched.finalists[number]
         self.tell("planning and exporting the choice")
         target = self.in_setting(setting)
         precision = searched.explorations[setting].assignments.precision(found.choice)
         recipe = self.quantizer.plan(graph, batches, precision, rng=generator(self.seed, "ohq"))
         rounded = realise(graph, recipe)
-        artefact = target.compile(rounded, folder / f"ohq-{target.name}", bits="mixed")
+        artefact = target.compile(rounded, folder / f"ohq{number}-{target.name}", bits="mixed")
         return Candidate("ohq", setting, artefact, recipe, rounded, found)
 
     def alternated(self, candidates: Sequence[Candidate], rounds: int = 40) -> np.ndarray:
         """Return the milliseconds of one call of each candidate, [round, candidate]."""
+        if isinstance(self.target, Systolic):
+            artefacts = [candidate.artefact for candidate in candidates]
+            told = self.target.time(artefacts, threads=self.threads, batches=(self.wishes.batch,))
+            return np.asarray([[timing.latency[0].median for timing in told]])
         subjects = [Subject(self.target.name, candidate.artefact) for candidate in candidates]
         return alternated_ms(subjects, threads=self.threads, batch=self.wishes.batch, rounds=rounds)
+
+    @property
+    def integers(self) -> tuple[str, ...]:
+        """The integer precisions that the target runs: below 8 bits only where it is modeled."""
+        if not isinstance(self.target, Systolic):
+            return (INTEGERS,)
+        return (INTEGERS, *(name for name in _NARROW if Bits.parse(name).weights in self.target.bit_widths))
 
     def in_setting(self, setting: str) -> Target:
         """Return the target whose float operators run in the type of a setting."""
@@ -156,26 +171,31 @@ class ChipSearch:
             return replace(self.target, hint="bf16" if setting == "bf16" else "f32")
         return self.target
 
-    def _planned(self, graph: Graph, batches: Sequence[Inputs]) -> Recipe:
-        self.tell("planning uniform integers")
+    def _planned(self, graph: Graph, batches: Sequence[Inputs], precision: str) -> Recipe:
+        self.tell(f"planning uniform {precision}")
         rules = self.target.placement
-        wanted = dict.fromkeys(quantizable(graph, rules, keep=self.keep), Bits.parse(INTEGERS))
+        wanted = dict.fromkeys(quantizable(graph, rules, keep=self.keep), Bits.parse(precision))
         return self.quantizer.plan(
             graph, batches, place_operators(graph, rules, wanted), rng=generator(self.seed, "ohq")
         )
 
-    def _uniform(self, graph: Graph, planned: Recipe, folder: Path) -> list[Candidate]:
+    def _uniform(self, graph: Graph, recipes: Mapping[str, Recipe], folder: Path) -> list[Candidate]:
         """Return the uniform networks: floats in each setting, then integers in each, which share a file."""
-        found, integers = [], []
         self.tell("exporting the uniform precisions")
-        rounded = realise(graph, planned)
-        whole = self.target.compile(rounded, folder / f"{INTEGERS}-{self.target.name}", bits=INTEGERS)
-        for kind in self.target.precisions:
-            artefact = self.target.compile(graph, folder / f"{kind}-{self.target.name}", bits=kind)
-            found.append(Candidate(kind, kind, artefact))
-            settings = {**whole.settings, **{k: v for k, v in artefact.settings.items() if k == "hint"}}
-            integers.append(Candidate(_integers(kind), kind, replace(whole, settings=settings), planned, rounded))
-        return [*found, *integers]
+        floats = [
+            Candidate(kind, kind, self.target.compile(graph, folder / f"{kind}-{self.target.name}", bits=kind))
+            for kind in self.target.precisions
+        ]
+        integers: list[Candidate] = []
+        for precision, recipe in recipes.items():
+            rounded = realise(graph, recipe)
+            whole = self.target.compile(rounded, folder / f"{precision}-{self.target.name}", bits=precision)
+            for plain in floats:
+                hint = {key: value for key, value in plain.artefact.settings.items() if key == "hint"}
+                artefact = replace(whole, settings={**whole.settings, **hint})
+                name = in_words(precision, plain.setting)
+                integers.append(Candidate(name, plain.setting, artefact, recipe, rounded))
+        return [*floats, *integers]
 
     def _exploration(
         self,
@@ -189,7 +209,9 @@ class ChipSearch:
     ) -> Exploration:
         target, memory = self.in_setting(setting), folder / "measurements.jsonl"
 
-        def meter(graph: Graph, every: Recipe, reference: Recipe) -> ChipMeter:
+        def meter(graph: Graph, every: Recipe, reference: Recipe) -> ChipMeter | SystolicMeter:
+            if isinstance(target, Systolic):
+                return SystolicMeter(target, graph, reference, self.wishes.batch)
             self.tell("exporting once for all assignments")
             return ChipMeter(
                 target, graph, every, reference, self.threads, self.wishes.batch, memory=memory, energy=counter
@@ -199,7 +221,7 @@ class ChipSearch:
             self.quantizer,
             target.placement,
             meter,
-            (INTEGERS, FLOAT),
+            (*self.integers, FLOAT),
             lambda assignments, uniform: self._sensitivity(assignments, uniform, batches),
             self.keep,
         )
@@ -234,19 +256,20 @@ class ChipSearch:
             self.tell(f"{setting}: {number} measured, best {best.latency_ms:.2f} ms ({best.ratio:.3f} of uniform int8)")
 
 
-def _integers(setting: str) -> str:
-    return INTEGERS if setting == "float32" else f"{INTEGERS}+{setting}"
+def in_words(precision: str, setting: str) -> str:
+    """Return the name of uniform integers beside float operators of a setting: `w8a8`, `w8a8+bf16`."""
+    return precision if setting == "float32" else f"{precision}+{setting}"
 
 
 def _worth_searching(uniform: Uniform) -> tuple[list[str], list[str]]:
     """Return the settings to search, the most promising first, and why others are left out."""
     told = uniform.medians_ms
     settings = list(dict.fromkeys(one.setting for one in uniform.candidates))
-    order = sorted(settings, key=lambda setting: told[setting] + told[_integers(setting)])
+    order = sorted(settings, key=lambda setting: told[setting] + told[in_words(INTEGERS, setting)])
     kept, notes = order[:1], []
     for setting in order[1:]:
         floats = told[setting] / told[order[0]]
-        integers = told[_integers(setting)] / told[_integers(order[0])]
+        integers = told[in_words(INTEGERS, setting)] / told[in_words(INTEGERS, order[0])]
         if floats > 1.0 and integers > 0.98:
             notes.append(
                 f"{setting} was not searched: its float network takes {floats:.2f} times as long as with {order[0]}, "
@@ -255,6 +278,17 @@ def _worth_searching(uniform: Uniform) -> tuple[list[str], list[str]]:
         else:
             kept.append(setting)
     return kept, notes
+
+
+def _worth_delivering(exploration: Exploration) -> list[Found]:
+    """Return the fastest mixtures, then slower ones that are each less sensitive than all before them."""
+    mixed = [one for one in exploration.fastest() if len(set(one.choice.values())) > 1]
+    kept, least = mixed[:_FINALISTS], min((one.sensitivity for one in mixed[:_FINALISTS]), default=0.0)
+    for one in mixed[_FINALISTS:]:
+        if one.sensitivity < 0.9 * least:
+            kept.append(one)
+            least = one.sensitivity
+    return kept
 
 
 def _first(batches: Sequence[Inputs], count: int) -> Inputs:

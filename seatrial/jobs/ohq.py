@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
@@ -15,6 +16,7 @@ from seatrial.bench.store import Store
 from seatrial.catalogue import make
 from seatrial.core.graph import Graph
 from seatrial.core.target import Target
+from seatrial.deploy.openvino import save_ir
 from seatrial.errors import BadInput
 from seatrial.jobs.chip_search import Candidate, ChipSearch, Searched, Uniform
 from seatrial.jobs.deployable import write_deployable
@@ -32,8 +34,8 @@ from seatrial.numerics.batch_norm import fold_batch_norm
 from seatrial.report.ohq_page import write_ohq
 
 OHQ = "ohq"
-_TRIED = 5
-"""Choices that are planned and evaluated at most before a uniform precision is kept."""
+_MODELED_DROP = 0.01
+"""The bound on accuracy where a modeled chip runs 2 bits and the user states none."""
 
 
 def quantize_ohq(
@@ -51,8 +53,8 @@ def quantize_ohq(
     """Search the precision of each operator on `settings.target` and write what `quantize` writes, and the search.
 
     `settings.method` names the quantizer that gives the grids; options are fields of `Settings` and `SearchSettings`.
-    Under `out`: the model with preprocessing, labels and script, `recipe.json`, `latency.parquet`, `search.html`, and in
-    `models` every measurement (`measurements.jsonl`). Returns the JSON of `seatrial quantize --method ohq`
+    Under `out`: the model with preprocessing, labels and script, `recipe.json`, `latency.parquet`, `search.html`, and
+    in `models` every measurement (`measurements.jsonl`). Returns the JSON of `seatrial quantize --method ohq`
     (docs/json.md). The model itself is left as it was.
 
     Raises BadInput for deployed files, unknown names, data that cannot be used and bounds that nothing meets (the
@@ -73,6 +75,10 @@ def quantize_ohq(
         if progress is not None:
             progress(0, 0, text)
 
+    if settings.target == "systolic" and wishes.max_drop is None:
+        wishes = replace(wishes, max_drop=_MODELED_DROP)
+        note = f"--max-drop {_MODELED_DROP:.0%} holds where none is stated: the modeled chip runs 2 bits"
+        subject = replace(subject, warnings=(*subject.warnings, note))
     search, uniform = _on_best_target(graph, batches, folder, settings, wishes, tell)
     searched = search.run(graph, batches, folder / "models", uniform, start_s)
     chosen = _Choosing(subject, graph, batches, folder, settings, metric, search, searched, progress)
@@ -81,7 +87,7 @@ def quantize_ohq(
     rounds_ms = search.alternated(candidates, rounds=8 if searched.interrupted else 40)
     result = ohq_data(subject, settings, wishes, search, searched, candidates, judged, rounds_ms)
     winner = candidates[result.index]
-    files = write_deployable(folder, winner.artefact, search.target.name, subject)
+    files = _written(folder, winner, search.target.name, subject)
     if winner.recipe is not None:
         files += winner.recipe.save(folder / "recipe")
     files += write_tables(folder, searched, result.data)
@@ -94,6 +100,14 @@ def quantize_ohq(
     if broken is not None:
         raise broken
     return json.loads(json.dumps(found))
+
+
+def _written(folder: Path, winner: Candidate, target: str, subject: Subject) -> list[Path]:
+    """Write what runs without seatrial; of a modeled chip the network that answers for it."""
+    if winner.artefact.format != "onnx":
+        return [Path(shutil.copy2(file, folder / f"model{file.suffix}")) for file in winner.artefact.files]
+    files = write_deployable(folder, winner.artefact, target, subject)
+    return [*files, *save_ir(folder / "model.onnx")] if target == "openvino" else files
 
 
 def _on_best_target(
@@ -120,7 +134,7 @@ def _on_best_target(
 
 @dataclass(frozen=True, eq=False)
 class _Choosing:
-    """Plans and evaluates finalists, the fastest first, until one keeps the accuracy that was asked for."""
+    """Plans and evaluates finalists until the fastest that keeps the accuracy asked for is known."""
 
     subject: Subject
     graph: Graph
@@ -133,15 +147,32 @@ class _Choosing:
     progress: Callable[[int, int, str], None] | None
 
     def run(self, wishes: SearchSettings) -> tuple[list[Candidate], Judged]:
-        """Return the uniform networks and, as the last one, the choice; with what all of them answered."""
+        """Return the uniform networks and, as the last one, the choice; with what all of them answered.
+
+        Finalists are in order of latency, and slower ones lose less: halving finds the fastest that keeps the bound.
+        """
         uniform = list(self.searched.uniform.candidates)
-        judged = self._judged(uniform)
-        for finalist in self.searched.finalists[: 1 if self.searched.interrupted else _TRIED]:
-            candidate = self.search.deliver(self.graph, self.batches, finalist, self.searched, self.folder / "models")
-            judged = self._judged([*uniform, candidate])
-            if wishes.max_drop is None or judged.drop("ohq") <= wishes.max_drop:
-                return [*uniform, candidate], judged
-        return uniform, judged
+        count = len(self.searched.finalists)
+        if not count:
+            return uniform, self._judged(uniform)
+        if wishes.max_drop is None or self.searched.interrupted:
+            return self._tried(0)
+        low, high, best = 0, count - 1, None
+        number = 0  # the fastest first: it is the answer more often than not
+        while low <= high:
+            tried = self._tried(number)
+            if tried[1].drop("ohq") <= wishes.max_drop:
+                best, high = tried, number - 1
+            else:
+                low = number + 1
+            number = (low + high) // 2
+        return best or (uniform, self._judged(uniform))
+
+    def _tried(self, number: int) -> tuple[list[Candidate], Judged]:
+        models = self.folder / "models"
+        candidate = self.search.deliver(self.graph, self.batches, number, self.searched, models)
+        candidates = [*self.searched.uniform.candidates, candidate]
+        return candidates, self._judged(candidates)
 
     def _judged(self, candidates: list[Candidate]) -> Judged:
         simulation: Target = make("target", SIMULATION)

@@ -16,7 +16,7 @@ from seatrial.core.recipe import Affine
 from seatrial.deploy.alternated import latency_of
 from seatrial.deploy.machine import this_machine
 from seatrial.errors import BadInput, LimitBroken
-from seatrial.jobs.chip_search import INTEGERS, Candidate, ChipSearch, Searched
+from seatrial.jobs.chip_search import INTEGERS, Candidate, ChipSearch, Searched, in_words
 from seatrial.jobs.measured import Cells, Metric
 from seatrial.jobs.operator_share import operator_shares
 from seatrial.jobs.search_settings import SearchSettings
@@ -88,8 +88,8 @@ def ohq_data(
     judged: Judged,
     rounds_ms: np.ndarray,
 ) -> Result:
-    """Return the result. Of the candidates that keep the bounds it delivers the mixture where that is surely faster than
-    each uniform one, else the fastest uniform one."""
+    """Return the result. Of the candidates that keep the bounds it delivers the mixture where that is surely faster
+    than each uniform one, else the fastest uniform one."""
     names = [one.name for one in candidates]
     medians = np.median(rounds_ms, axis=0)
     kept = [i for i, one in enumerate(candidates) if _keeps(one, float(medians[i]), judged, wishes)] or list(
@@ -102,7 +102,6 @@ def ohq_data(
     if mixed in kept and (base not in kept or median_interval(rounds_ms[:, mixed] / rounds_ms[:, base]).high < 1.0):
         index = mixed
     winner = candidates[index]
-    fastest_uniform = min(uniform, key=lambda i: medians[i])
     integers = min((i for i in uniform if names[i].startswith(INTEGERS)), key=lambda i: medians[i])
 
     def latency(at: int) -> dict[str, Any]:
@@ -113,6 +112,7 @@ def ohq_data(
         interval = median_interval(ratios)
         return {"value": float(np.median(ratios)), "low": interval.low, "high": interval.high, "n": len(ratios)}
 
+    simulated = winner.artefact.settings.get("simulated")
     metric = "top1" if judged.metric is None else getattr(judged.metric, "__name__", "metric")
     warnings = [*subject.warnings, *searched.notes]
     if mixed is not None and index != mixed:
@@ -127,7 +127,7 @@ def ohq_data(
         "target": search.target.name,
         "method": "ohq",
         "quantizer": settings.method,
-        "simulated": winner.artefact.settings.get("simulated"),
+        "simulated": simulated,
         "bits": "mixed" if winner.name == "ohq" else winner.name,
         "size_bytes": winner.artefact.size_bytes,
         "latency_ms": latency(index),
@@ -152,11 +152,11 @@ def ohq_data(
             "setting": winner.setting,
             "latency_ms": latency(index),
             "ratio_vs_int8": ratio(index, integers),
-            "ratio_vs_best_uniform": ratio(index, fastest_uniform),
-            "best_uniform": names[fastest_uniform],
+            "ratio_vs_best_uniform": ratio(index, base),
+            "best_uniform": names[base],
             "value": judged.value(winner.name),
             "agreement": judged.agreement(winner.name),
-            "accuracy_difference": judged.difference(winner.name, names[fastest_uniform], settings.seed),
+            "accuracy_difference": judged.difference(winner.name, names[base], settings.seed),
             "bits": bits,
             "drop": judged.drop(winner.name) if judged.drop(winner.name) < float("inf") else None,
             "is_uniform": winner.name != "ohq",
@@ -165,7 +165,7 @@ def ohq_data(
         "pareto": _pareto(searched, candidates, judged),
         **_operators(search, searched, winner, settings.used_threads),
         "energy": {
-            "counter": None if searched.energy is None else searched.energy.name,
+            "counter": "the model" if simulated else None if searched.energy is None else searched.energy.name,
             "baselines": _energies(searched),
         },
         "search": {
@@ -215,7 +215,7 @@ def write_tables(folder: Path, searched: Searched, data: dict[str, Any]) -> list
     for setting, exploration in searched.explorations.items():
         if exploration.model is None:
             continue
-        scale = searched.uniform.medians_ms[INTEGERS if setting == "float32" else f"{INTEGERS}+{setting}"]
+        scale = searched.uniform.medians_ms[in_words(INTEGERS, setting)]
         for group in exploration.grouping.groups:
             for precision in exploration.search.precisions:
                 rows.append(
@@ -270,7 +270,7 @@ def _additivity(searched: Searched, setting: str) -> dict[str, Any]:
     told = exploration.additivity if exploration is not None else None
     pairs = []
     for name, one in searched.explorations.items():
-        scale = searched.uniform.medians_ms[INTEGERS if name == "float32" else f"{INTEGERS}+{name}"]
+        scale = searched.uniform.medians_ms[in_words(INTEGERS, name)]
         for foretold, measured in one.additivity.pairs if one.additivity is not None else ():
             pairs.append({"setting": name, "predicted_ms": scale * foretold, "measured_ms": scale * measured})
     return {
@@ -286,7 +286,7 @@ def _pareto(searched: Searched, candidates: list[Candidate], judged: Judged) -> 
     delivered = {id(one.found): one.name for one in candidates if one.found is not None}
     points = []
     for setting, exploration in searched.explorations.items():
-        scale = searched.uniform.medians_ms[INTEGERS if setting == "float32" else f"{INTEGERS}+{setting}"]
+        scale = searched.uniform.medians_ms[in_words(INTEGERS, setting)]
         known = {tuple(one.choice.values()): one for one in exploration.found.values()}
         for choice in (
             *(dict(s.choice) for s in exploration.front()),
@@ -316,15 +316,16 @@ def _operators(search: ChipSearch, searched: Searched, winner: Candidate, thread
     exploration = searched.explorations.get(winner.setting) or next(iter(searched.explorations.values()), None)
     if exploration is None or exploration.model is None:
         return {"groups": [], "edges": []}
-    scale = searched.uniform.medians_ms[INTEGERS if winner.setting == "float32" else f"{INTEGERS}+{winner.setting}"]
+    scale = searched.uniform.medians_ms[in_words(INTEGERS, winner.setting)]
     shares = operator_shares(search.target, winner.artefact, exploration.grouping, threads)
     choice = winner.found.choice if winner.found is not None else None
+    uniform = FLOAT if winner.recipe is None else winner.name.split("+")[0]
     groups = [
         {
             "name": group.name,
             "operators": list(group.operators),
             "kind": group.kind,
-            "precision": choice[group.name] if choice else INTEGERS if winner.name.startswith(INTEGERS) else FLOAT,
+            "precision": choice[group.name] if choice else uniform,
             "share": shares.get(group.name),
             "latency_ms": {
                 precision: scale * exploration.model.group_cost(group.name, precision)
@@ -352,6 +353,6 @@ def _energies(searched: Searched) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for setting, exploration in searched.explorations.items():
         for precision, one in exploration.uniform.items():
-            name = setting if precision == FLOAT else INTEGERS if setting == "float32" else f"{INTEGERS}+{setting}"
+            name = setting if precision == FLOAT else in_words(precision, setting)
             found[name] = one.reading.energy_mj
     return found

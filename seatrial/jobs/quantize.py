@@ -78,7 +78,7 @@ def quantize(
     reference = clean.records(f"float@{SIMULATION}")
     row = variant_data(variant, subject.model.name, clean, clean, (), timings.get(variant.label), metric, reference)
     files = list(variant.artefact.files)
-    if name != SIMULATION:
+    if variant.artefact.format == "onnx":
         files = write_deployable(folder, variant.artefact, name, subject)
     result = {
         "model": {"name": subject.model.name, "source": subject.model.source, "digest": subject.model.digest},

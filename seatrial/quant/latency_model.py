@@ -153,6 +153,8 @@ def _ridge(x: np.ndarray, y: np.ndarray, by_sample: np.ndarray, penalty: np.ndar
 def additivity(foretold: Sequence[float], measured: Sequence[float], repeat_spread: float) -> Additivity:
     """Return how a model's predictions of fresh choices compare with their measurements."""
     told, seen = np.asarray(foretold), np.asarray(measured)
-    rank = float(np.asarray(spearmanr(told, seen))[0]) if len(told) > 2 and np.ptp(told) > 0 and np.ptp(seen) > 0 else 0.0
+    rank = (
+        float(np.asarray(spearmanr(told, seen))[0]) if len(told) > 2 and np.ptp(told) > 0 and np.ptp(seen) > 0 else 0.0
+    )
     error = float(np.mean(np.abs(told - seen) / seen))
     return Additivity(rank, error, repeat_spread, tuple(zip(map(float, told), map(float, seen), strict=True)))

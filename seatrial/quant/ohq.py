@@ -28,6 +28,7 @@ Estimate = Callable[[Assignments, Sequence[Choice]], Mapping[tuple[str, str], fl
 """Estimates the sensitivity of each (group, precision), given the uniform choices."""
 
 _VALIDATED = 20
+_FRONT = 12
 _REPEATS = 4
 _FLIPS, _REFINING, _PROGRAM = 0.45, 0.65, 0.8
 """Shares of the time after which the table, its refinement and the integer program give way to the next step."""
@@ -41,11 +42,11 @@ _SETTLED, _LONG = 4, 32
 class OHQ(Search):
     """On-chip hardware-aware quantization for a target on which groups run in `precisions` (the last is `float`).
 
-    1. OQA: both uniform choices, and flips of operators of one shape, kind or block, timed in the whole network; a
-       model of costs and of changes between precisions is fitted to them, and tested on 20 fresh choices that are spread
-       from the fastest to the slowest. 2. MQE: `estimate` tells the sensitivity of each group. 3. An integer program gives
-       choices, which are measured and improve the model. 4. Polish: flips that the model thinks well of, measured,
-       kept where they are faster by more than the noise.
+    1. OQA: the uniform choices, and flips of operators of one shape, kind or block, timed in the whole network; a model
+       of costs and of changes between precisions is fitted to them, and tested on 20 fresh choices that are spread from
+       the fastest to the slowest. 2. MQE: `estimate` tells the sensitivity of each group. 3. An integer program gives
+       choices, which are measured and improve the model. 4. Polish: flips that the model thinks well of, measured, kept
+       where they are faster by more than the noise.
 
     Source: Huang et al. 2023 (arXiv 2309.01945). Departures: the paper times operators alone on an FPGA; on a CPU
     neighbors fuse, so everything is timed in place, with a term for changes of precision, and a measured local search
@@ -190,6 +191,7 @@ class Exploration(Iterator[Found]):
             self._fit()
             yield from self._validate()
             yield from self._program()
+            yield from self._front()
             yield from self._polish(moves, singles)
             yield from self._settle()
         self.converged = self.seconds_left() > 0
@@ -283,6 +285,13 @@ class Exploration(Iterator[Found]):
                 break
             yield self._measure(choice, "program")
             self._fit()
+
+    def _front(self) -> Iterator[Found]:
+        """Measure the choices of the predicted front, so that a slower but more accurate one is known too."""
+        for solution in self.front(_FRONT):
+            if self._known(solution.choice) is None and not self._over(_PROGRAM):
+                yield self._measure(solution.choice, "program")
+        self._fit()
 
     def _polish(self, moves: Sequence[Move], singles: Sequence[Move]) -> Iterator[Found]:
         """Flip one move after another from the best choice, best foretold first, and keep what is surely faster."""
