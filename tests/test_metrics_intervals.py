@@ -12,7 +12,14 @@ from scipy.stats import binomtest
 
 from seatrial.core.chance import generator
 from seatrial.errors import BadInput
-from seatrial.metrics.intervals import PairedDifference, bootstrap_mean_difference, paired_difference, wilson
+from seatrial.metrics.intervals import (
+    Interval,
+    PairedDifference,
+    bootstrap_mean_difference,
+    median_interval,
+    paired_difference,
+    wilson,
+)
 
 
 @given(st.integers(1, 2000), st.floats(0, 1), st.sampled_from([0.8, 0.9, 0.95, 0.99]))
@@ -139,3 +146,44 @@ def test_values_that_do_not_pair_are_refused(before: list[float], after: list[fl
     if len(before) != 1 or len(after) != 1:
         with pytest.raises(BadInput):
             paired_difference(np.array(before, bool), np.array(after, bool), rng=generator(0))
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_the_interval_of_a_median_covers_as_often_as_exact_sums_say(confidence: float) -> None:
+    """Of n ordered values the median lies between numbers r and n + 1 - r unless fewer than r lie on one side."""
+    for n in range(6, 61):
+        found = median_interval(np.arange(1.0, n + 1), confidence)
+        rank = round(found.low)
+        assert (found.low, found.high) == (rank, n + 1 - rank)
+        covers = 1 - 2 * sum(math.comb(n, k) for k in range(rank)) / 2**n
+        one_less = 1 - 2 * sum(math.comb(n, k) for k in range(rank + 1)) / 2**n
+        if rank > 1 or confidence <= 0.95:  # the whole range of six values covers 31 of 32
+            assert covers >= confidence - 1e-12
+        assert one_less < confidence, "a narrower one would do"
+
+
+def test_the_interval_of_a_median_by_hand() -> None:
+    # 1 - 2/64 = 0.969 of six and 1 - 2 * (1 + 10 + 45)/1024 = 0.891, 1 - 2 * 11/1024 = 0.979 of ten.
+    six = np.array([3.0, 1.0, 2.0, 9.0, 7.0, 5.0])
+    assert median_interval(six) == Interval(1.0, 9.0)
+    ten = np.array([10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+    assert median_interval(ten) == Interval(2.0, 9.0)
+    assert median_interval(ten, 0.89) == Interval(3.0, 8.0)
+    assert list(ten) == sorted(ten, reverse=True)  # left as it was
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80), st.integers(0, 10))
+def test_the_interval_of_a_median_holds_it_in_any_order(values: list[float], seed: int) -> None:
+    found = median_interval(np.array(values))
+    assert found.low <= float(np.median(values)) <= found.high
+    assert {found.low, found.high} <= set(values)
+    assert median_interval(np.random.default_rng(seed).permutation(values)) == found
+    if len(values) < 6:
+        assert (found.low, found.high) == (min(values), max(values))
+
+
+def test_there_is_no_median_of_nothing() -> None:
+    with pytest.raises(BadInput, match="no values"):
+        median_interval(np.array([]))
+    with pytest.raises(BadInput, match="confidence"):
+        median_interval(np.array([1.0]), 1.0)

@@ -12,6 +12,11 @@ import numpy as np
 from seatrial.core.graph import Graph
 from seatrial.core.predictor import Inputs
 from seatrial.core.recipe import Recipe
+from seatrial.errors import SeatrialError
+
+
+class CannotRun(SeatrialError):
+    """The target cannot run a recipe: its process ended, or its runtime refused the file."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,10 @@ class Meter(Protocol):
     """Tells the cost of recipes on one target; a recorded table replays as one in tests."""
 
     def time(self, recipes: Sequence[Recipe], *, rounds: int | None = None) -> Sequence[Reading]:
-        """Return one reading a recipe, in order; `rounds` asks for more or fewer alternations than usual."""
+        """Return one reading a recipe, in order; `rounds` asks for more or fewer alternations than usual.
+
+        Raises CannotRun for a recipe that the target does not run.
+        """
         ...
 
 

@@ -15,7 +15,7 @@ from seatrial.core.cell import digest, question
 from seatrial.core.graph import Graph
 from seatrial.core.realise import realise
 from seatrial.core.recipe import Affine, Recipe, Round
-from seatrial.core.search import Reading
+from seatrial.core.search import CannotRun, Reading
 from seatrial.core.sites import op_name, signature
 from seatrial.core.target import Artefact, Target
 from seatrial.deploy.duel import Bout, Duel
@@ -24,7 +24,7 @@ from seatrial.deploy.machine import this_machine
 from seatrial.deploy.onnx_template import OnnxTemplate
 from seatrial.deploy.onnxruntime import UNASKED, OnnxRuntime
 from seatrial.deploy.openvino import OpenVino
-from seatrial.deploy.stopwatch import Subject
+from seatrial.deploy.stopwatch import Subject, WorkerDied
 
 
 @dataclass(eq=False)
@@ -75,7 +75,7 @@ class ChipMeter:
         self._folder.cleanup()
 
     def time(self, recipes: Sequence[Recipe], *, rounds: int | None = None) -> list[Reading]:
-        """Return one reading a recipe; raises WorkerDied where the runtime cannot run one."""
+        """Return one reading a recipe; raises CannotRun where the runtime cannot run one."""
         return [self._reading(recipe, rounds or self.rounds) for recipe in recipes]
 
     def artefact(self, recipe: Recipe, name: str) -> Artefact:
@@ -103,7 +103,12 @@ class ChipMeter:
         self._count += 1
         artefact = self.artefact(recipe, f"recipe{self._count}")
         fresh = rounds - (known.rounds if known is not None else 0)
-        new = reading_of(self._duel.bout(artefact, rounds=max(fresh, 4)), artefact.size_bytes)
+        try:
+            new = reading_of(self._duel.bout(artefact, rounds=max(fresh, 4)), artefact.size_bytes)
+        except WorkerDied as error:
+            self._duel.__exit__(None, None, None)
+            self._duel = None  # a process may be gone: the next reading starts two new ones
+            raise CannotRun(f"{error}") from error
         for file in artefact.files:
             file.unlink()
         if known is not None:

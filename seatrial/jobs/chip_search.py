@@ -134,6 +134,7 @@ class ChipSearch:
             for one in _worth_delivering(exploration)
         ]
         ordered = tuple((setting, one) for _, setting, one in sorted(finalists, key=lambda item: item[0]))
+        notes += [note for exploration in explorations.values() for note in exploration.notes]
         return Searched(uniform, ordered, explorations, tuple(steps), interrupted, counter, tuple(notes))
 
     def deliver(

@@ -286,6 +286,8 @@ def _pareto(searched: Searched, candidates: list[Candidate], judged: Judged) -> 
     delivered = {id(one.found): one.name for one in candidates if one.found is not None}
     points = []
     for setting, exploration in searched.explorations.items():
+        if exploration.model is None:  # stopped before anything was fitted
+            continue
         scale = searched.uniform.medians_ms[in_words(INTEGERS, setting)]
         known = {tuple(one.choice.values()): one for one in exploration.found.values()}
         for choice in (
@@ -295,7 +297,6 @@ def _pareto(searched: Searched, candidates: list[Candidate], judged: Judged) -> 
             key = tuple(choice[group.name] for group in exploration.grouping.groups)
             found = known.get(key)
             name = delivered.get(id(found))
-            assert exploration.model is not None
             points.append(
                 {
                     "setting": setting,

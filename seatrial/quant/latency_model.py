@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -60,6 +60,7 @@ class LatencyModel:
     weights: np.ndarray
     loo_error: float
     """Root mean squared leave-one-out error, as a ratio."""
+    columns: _Columns = field(repr=False)
 
     @staticmethod
     def fit(grouping: Grouping, precisions: Sequence[str], samples: Sequence[Sample]) -> LatencyModel:
@@ -77,23 +78,21 @@ class LatencyModel:
                 if best is None or loo < best[0]:
                     best = loo, constant, weights
         assert best is not None
-        return LatencyModel(grouping, tuple(precisions), best[1], best[2], best[0])
+        return LatencyModel(grouping, tuple(precisions), best[1], best[2], best[0], columns)
 
     def predict(self, choice: Choice) -> float:
         """Return the ratio that is expected of a choice."""
-        return self.constant + float(_Columns(self.grouping, self.precisions).row(choice) @ self.weights)
+        return self.constant + float(self.columns.row(choice) @ self.weights)
 
     def group_cost(self, group: str, precision: str) -> float:
         """Return what a group costs in a precision beyond what it costs in the first, as a ratio to the reference."""
-        columns = _Columns(self.grouping, self.precisions)
-        index = columns.group_column(columns.shapes[group], precision)
+        index = self.columns.group_column(self.columns.shapes[group], precision)
         return 0.0 if index is None else float(self.weights[index])
 
     def edge_costs(self) -> list[tuple[str, str, dict[tuple[str, str], float]]]:
         """Return (producer, reader, cost by pair of precisions) of every edge."""
-        columns = _Columns(self.grouping, self.precisions)
         return [
-            (edge.producer, edge.reader, {pair: float(self.weights[at]) for pair, at in columns.edge(edge.shapes)})
+            (edge.producer, edge.reader, {pair: float(self.weights[at]) for pair, at in self.columns.edge(edge.shapes)})
             for edge in self.grouping.neighbors
         ]
 

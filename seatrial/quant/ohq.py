@@ -14,7 +14,7 @@ from seatrial.core.placement import PlacementRules
 from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.recipe import Recipe
-from seatrial.core.search import Budget, Found, Meter, Reading, Search
+from seatrial.core.search import Budget, CannotRun, Found, Meter, Reading, Search
 from seatrial.core.sites import signature
 from seatrial.quant.assignment import FLOAT, Assignments, Choice
 from seatrial.quant.groups import Grouping, group_operators
@@ -34,6 +34,8 @@ _FLIPS, _REFINING, _PROGRAM = 0.45, 0.65, 0.8
 """Shares of the time after which the table, its refinement and the integer program give way to the next step."""
 _NEGLIGIBLE = 2e-4
 """Cost of a change of precision, as a share of the network's time, that the integer program leaves out."""
+_TOO_NOISY = 0.1
+"""Mean relative difference of repeats above which nothing is searched."""
 _SETTLED, _LONG = 4, 32
 """How many of the fastest are measured again at the end, and in how many rounds."""
 
@@ -104,6 +106,8 @@ class Exploration(Iterator[Found]):
         self.additivity: Additivity | None = None
         self.sensitivity: Mapping[tuple[str, str], float] = {}
         self.repeat_spread = 0.0
+        self.notes: list[str] = []
+        self._refused: set[tuple[str, ...]] = set()
         self.converged = False
         """Whether nothing was left to try before the time was over."""
         self._start_s = start_s
@@ -187,6 +191,12 @@ class Exploration(Iterator[Found]):
         with self.search.open_meter(self.assignments.graph, every, reference) as meter:
             self._meter = meter
             yield from self._uniform(uniform)
+            if self.repeat_spread > _TOO_NOISY:
+                self.notes.append(
+                    f"the machine is too noisy to search: repeats of one network differ by {self.repeat_spread:.0%}; "
+                    "nothing is decided on smaller differences, so the uniform precisions stand alone"
+                )
+                return
             yield from self._flips(uniform, moves)
             self._fit()
             yield from self._validate()
@@ -197,15 +207,33 @@ class Exploration(Iterator[Found]):
         self.converged = self.seconds_left() > 0
 
     def _measure(self, choice: Choice, step: str, rounds: int | None = None) -> Found:
-        key = tuple(choice[name] for name in self._names)
+        """Measure a choice, or measure it on; raises CannotRun as the meter does."""
+        key = self._key(choice)
         recipe = self.assignments.recipe(choice)
         (reading,) = self._meter.time([recipe], rounds=rounds)
         step = self.found[key].step if key in self.found else step
         self.found[key] = Found(dict(choice), recipe, reading, self.total_sensitivity(choice), step)
         return self.found[key]
 
+    def _tried(self, choice: Choice, step: str) -> Iterator[Found]:
+        """Measure a new choice; one that the target cannot run is noted, and not asked for again."""
+        if self._is_new(choice):
+            try:
+                yield self._measure(choice, step)
+            except CannotRun as error:
+                self._refused.add(self._key(choice))
+                rounded = [name for name, precision in choice.items() if precision != FLOAT]
+                shown = ", ".join(rounded[:3]) + (f" and {len(rounded) - 3} more" if len(rounded) > 3 else "")
+                self.notes.append(f"a choice with {shown} in integers cannot run, and was left out: {error}")
+
+    def _key(self, choice: Choice) -> tuple[str, ...]:
+        return tuple(choice[name] for name in self._names)
+
+    def _is_new(self, choice: Choice) -> bool:
+        return self._key(choice) not in self.found and self._key(choice) not in self._refused
+
     def _known(self, choice: Choice) -> Found | None:
-        return self.found.get(tuple(choice[name] for name in self._names))
+        return self.found.get(self._key(choice))
 
     def _uniform(self, uniform: Sequence[Choice]) -> Iterator[Found]:
         """Measure the uniform choices, the first one several times: what repeats differ by is the noise."""
@@ -214,19 +242,17 @@ class Exploration(Iterator[Found]):
             told.append(self._measure(uniform[0], "uniform", rounds=(turn + 1) * 8).reading)
         ratios = _apart(told)
         self.repeat_spread = max(float(np.mean(np.abs(ratios - np.median(ratios)))), told[-1].error)
-        yield self.found[tuple(uniform[0].values())]
+        yield self.found[self._key(uniform[0])]
         for choice in uniform[1:]:
-            yield self._measure(choice, "uniform")
+            yield from self._tried(choice, "uniform")
 
     def _flips(self, uniform: Sequence[Choice], moves: Sequence[Move]) -> Iterator[Found]:
-        """Flip each move from the faster uniform choice, then from the other one as time allows."""
-        order = sorted(uniform, key=lambda choice: self._known(choice).reading.ratio)  # pyright: ignore[reportOptionalMemberAccess]
-        for start in order:
-            for move in moves:
+        """Flip each move from each uniform choice, the large ones first, until their share of the time is over."""
+        for move in moves:
+            for start in uniform:
                 for precision in self.search.precisions:
-                    choice = _flipped(start, move, precision)
-                    if self._known(choice) is None and not self._over(_FLIPS):
-                        yield self._measure(choice, "flip")
+                    if not self._over(_FLIPS):
+                        yield from self._tried(_flipped(start, move, precision), "flip")
 
     def _fit(self) -> None:
         samples = [Sample(f.choice, f.reading.ratio, f.reading.error) for f in self.found.values()]
@@ -238,14 +264,16 @@ class Exploration(Iterator[Found]):
         assert self.model is not None
         while True:
             drawn = self._spread(_VALIDATED)
-            foretold = [self.model.predict(choice) for choice in drawn]
-            measured = []
+            foretold, measured = [], []
             for choice in drawn:
-                measured.append(self._measure(choice, "validation").reading.ratio)
-                yield self._known(choice)  # pyright: ignore[reportReturnType]
-            self.additivity = additivity(foretold, measured, self.repeat_spread)
+                for found in self._tried(choice, "validation"):
+                    foretold.append(self.model.predict(choice))
+                    measured.append(found.reading.ratio)
+                    yield found
+            if len(measured) > 2:
+                self.additivity = additivity(foretold, measured, self.repeat_spread)
             self._fit()
-            if self.additivity.trusted or self._over(_REFINING):
+            if len(measured) <= 2 or (self.additivity and self.additivity.trusted) or self._over(_REFINING):
                 return
 
     def _spread(self, count: int) -> list[Choice]:
@@ -266,8 +294,10 @@ class Exploration(Iterator[Found]):
             else:
                 names = {name for name in self._names if self.rng.random() < share}
             choice = _flipped(start, frozenset(names), precision)
-            if self._known(choice) is None:
+            if self._is_new(choice) and choice not in pool:
                 pool.append(choice)
+        if len(pool) <= count:
+            return pool
         told = np.asarray([self.model.predict(choice) for choice in pool])
         chosen: list[int] = []
         for level in np.linspace(told.min(), told.max(), count):
@@ -281,41 +311,38 @@ class Exploration(Iterator[Found]):
         bounds = Bounds(sensitivity=self.budget.sensitivity)
         while not self._over(_PROGRAM):
             choice = solve(self.problem(), bounds).choice
-            if self._known(choice) is not None:
+            if not self._is_new(choice):
                 break
-            yield self._measure(choice, "program")
+            yield from self._tried(choice, "program")
             self._fit()
 
     def _front(self) -> Iterator[Found]:
         """Measure the choices of the predicted front, so that a slower but more accurate one is known too."""
         for solution in self.front(_FRONT):
-            if self._known(solution.choice) is None and not self._over(_PROGRAM):
-                yield self._measure(solution.choice, "program")
+            if not self._over(_PROGRAM):
+                yield from self._tried(solution.choice, "program")
         self._fit()
 
     def _polish(self, moves: Sequence[Move], singles: Sequence[Move]) -> Iterator[Found]:
         """Flip one move after another from the best choice, best foretold first, and keep what is surely faster."""
-        tried: set[tuple[str, ...]] = set()
         while self.seconds_left() > 0:
             base = self.best
             options = [
                 choice
                 for move in (*moves, *singles)
                 for precision in self.search.precisions
-                if (choice := _flipped(base.choice, move, precision)) != base.choice
-                and tuple(choice.values()) not in tried
+                if self._is_new(choice := _flipped(base.choice, move, precision))
             ]
             assert self.model is not None
             told = [self.model.predict(choice) for choice in options]
             if not options or min(told) > self.model.predict(base.choice) + 0.02:
                 return
             choice = options[int(np.argmin(told))]
-            tried.add(tuple(choice.values()))
-            new = self._measure(choice, "polish")
-            if new.reading.ratio < base.reading.ratio:  # looked at again before it is believed
-                base = self._measure(base.choice, "polish", rounds=24)
-                new = self._measure(choice, "polish", rounds=24)
-            yield new
+            for new in self._tried(choice, "polish"):
+                if new.reading.ratio < base.reading.ratio:  # looked at again before it is believed
+                    self._measure(base.choice, "polish", rounds=24)
+                    new = self._measure(choice, "polish", rounds=24)
+                yield new
             self._fit()
 
     def _settle(self) -> Iterator[Found]:
