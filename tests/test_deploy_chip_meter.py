@@ -428,6 +428,75 @@ def test_files_of_recipes_do_not_pile_up(bouts: Bouts) -> None:
     assert bouts.rounds == [8, 8]
 
 
+def test_a_second_meter_reads_what_the_first_measured(bouts: Bouts, tmp_path: Path) -> None:
+    memory = tmp_path / "measurements.jsonl"
+    with meter(memory) as one:
+        told = one.time([recipe(grid(), grid()), recipe(grid())])
+    launched = len(bouts.world.launched)
+    with meter(memory) as other:
+        assert other.time([recipe(grid(), grid()), recipe(grid())]) == told
+        assert len(bouts.rounds) == 2
+        assert len(bouts.world.launched) == launched  # not even a process was started
+        (longer,) = other.time([recipe(grid())], rounds=12)
+        assert longer.rounds == 12
+    assert bouts.rounds == [8, 8, 4]
+    lines = [json.loads(line) for line in memory.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 3
+    assert {key: value for key, value in lines[0].items() if key != "key"} == asdict(told[0])
+    with meter(memory) as third:  # the later line of one recipe counts
+        assert third.time([recipe(grid())]) == [longer]
+
+
+def test_a_line_that_was_half_written_is_measured_again(bouts: Bouts, tmp_path: Path) -> None:
+    memory = tmp_path / "measurements.jsonl"
+    with meter(memory) as one:
+        told = one.time([recipe(grid(), grid()), recipe(grid())])
+    text = memory.read_text(encoding="utf-8")
+    memory.write_text(text[: len(text) - 30], encoding="utf-8")
+    with meter(memory) as other:
+        assert other.time([recipe(grid(), grid())]) == told[:1]
+        assert bouts.rounds == [8, 8]
+        assert other.time([recipe(grid())]) == told[1:]
+        assert bouts.rounds == [8, 8, 8]
+
+
+@pytest.mark.parametrize("line", ["", "[]", "17", "null", "{}", '{"key": "a"}', '{"key": "a", "ratio": 1, "new": 2}'])
+def test_other_lines_are_passed_over(bouts: Bouts, tmp_path: Path, line: str) -> None:
+    memory = tmp_path / "measurements.jsonl"
+    memory.write_text(line + "\n", encoding="utf-8")
+    with meter(memory) as one:
+        one.time([recipe()])
+    with meter(memory) as other:
+        other.time([recipe()])
+    assert bouts.rounds == [8]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"graph": small(5)},
+        {"batch": 2},
+        {"threads": 2},
+        {"target": MadeUp(hint="bf16")},
+        {"reference": recipe(grid())},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_measurements_are_shared_only_where_everything_is_equal(
+    bouts: Bouts, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    memory = tmp_path / "measurements.jsonl"
+    with meter(memory) as one:
+        one.time([recipe()])
+    with meter(memory, **changed) as other:
+        other.time([recipe(graph=changed.get("graph"))])
+    assert len(bouts.rounds) == 2
+    for options in ({}, changed):  # both are kept in one file
+        with meter(memory, **options) as again:
+            again.time([recipe(graph=options.get("graph"))])
+    assert len(bouts.rounds) == 2
+
+
 def test_after_a_recipe_that_cannot_run_the_meter_goes_on(bouts: Bouts) -> None:
     rounds = [Round(Site.parse(text), grid()) for text in ("0/conv2d#0:weight", *map(str, SITES))]
     with meter() as one:

@@ -76,8 +76,8 @@ class Found:
 class Search(ABC):
     """Decides precisions by measurement.
 
-    Laws: every recipe that is yielded was measured by the meter; those of step `program` and `polish` get no slower;
-    the graph is unchanged.
+    Laws: every recipe that is yielded was measured by the meter; the best of them gets no slower; the graph stays as
+    it was.
     """
 
     @abstractmethod

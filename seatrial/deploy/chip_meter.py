@@ -54,6 +54,7 @@ class ChipMeter:
         self._place = digest(
             question(
                 graph=list(signature(self.graph)),
+                shapes=[str(getattr(node.meta.get("val"), "shape", "")) for node in self.graph.nodes()],
                 target=repr(self.target),
                 threads=self.threads,
                 batch=self.batch,
@@ -96,10 +97,8 @@ class ChipMeter:
             return known
         if self._duel is None:
             start = self.artefact(self.reference, "reference")
-            self._duel = Duel(
-                Subject(self.target.name, start), self.threads, self.batch, self.rounds, energy=self.energy
-            )
-            self._duel.__enter__()
+            duel = Duel(Subject(self.target.name, start), self.threads, self.batch, self.rounds, energy=self.energy)
+            self._duel = duel.__enter__()
         self._count += 1
         artefact = self.artefact(recipe, f"recipe{self._count}")
         fresh = rounds - (known.rounds if known is not None else 0)
@@ -132,10 +131,15 @@ class ChipMeter:
     def _read_memory(self) -> None:
         if self.memory is None or not self.memory.exists():
             return
-        for line in self.memory.read_text(encoding="utf-8").splitlines():
+        text = self.memory.read_text(encoding="utf-8")
+        if text and not text.endswith("\n"):
+            with self.memory.open("a", encoding="utf-8") as file:
+                file.write("\n")  # what is appended must not be glued to it
+        for line in text.splitlines():
             try:
                 told = json.loads(line)
-                self._known[told.pop("key")] = Reading(**told)
+                key = told.pop("key")
+                self._known[key] = Reading(**told)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue  # a line that a killed process left half written is measured again
 

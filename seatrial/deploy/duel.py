@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -48,9 +49,14 @@ class Duel:
     launch: Callable[[Subject, int], ChildProcess] = field(default=ChildProcess, repr=False)
 
     def __enter__(self) -> Duel:
-        self._home, self._guest = self.launch(self.reference, self.threads), self.launch(self.reference, self.threads)
-        self._home.prepare(self.batch)
-        self._home_calls = calls_of_a_turn(self._home, self.round_s)
+        with ExitStack() as running:
+            self._home = self.launch(self.reference, self.threads)
+            running.callback(self._home.end)
+            self._guest = self.launch(self.reference, self.threads)
+            running.callback(self._guest.end)
+            self._home.prepare(self.batch)
+            self._home_calls = calls_of_a_turn(self._home, self.round_s)
+            running.pop_all()  # both go on; what raised before ends what was launched
         return self
 
     def __exit__(

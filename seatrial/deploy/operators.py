@@ -27,7 +27,7 @@ _FLOATS = {"float": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """What one operator costs: mean microseconds of a run at batch 1, its precision as the runtime names it, and the
+    """What one operator costs: median microseconds of a run at batch 1, its precision as the runtime names it, and the
     share of all operators' time (a fraction)."""
 
     name: str
@@ -41,7 +41,7 @@ class OperatorTime:
 class _Seen:
     kind: str
     precision: str
-    total_us: float
+    typical_us: float
 
 
 def profile(target: Target, artefact: Artefact, *, threads: int, runs: int = 20) -> list[OperatorTime]:
@@ -61,12 +61,17 @@ def profile(target: Target, artefact: Artefact, *, threads: int, runs: int = 20)
     if target.name not in profilers:
         raise NotApplicable(f"the runtime '{target.name}' does not tell the time of its operators")
     seen = profilers[target.name](artefact, threads, runs)
-    total = sum(entry.total_us for entry in seen.values()) or 1.0
+    total = sum(entry.typical_us for entry in seen.values()) or 1.0
     times = [
-        OperatorTime(name, entry.kind, entry.precision, entry.total_us / runs, entry.total_us / total)
+        OperatorTime(name, entry.kind, entry.precision, entry.typical_us, entry.typical_us / total)
         for name, entry in seen.items()
     ]
     return sorted(times, key=lambda entry: (-entry.microseconds, entry.name))
+
+
+def _typical(times_us: list[float]) -> float:
+    """Return the median: one run that the system interrupts would make the operator at hand the slowest of all."""
+    return float(np.median(times_us))
 
 
 def _array(shape: list[int | None], dtype: str) -> np.ndarray:
@@ -83,17 +88,16 @@ def _openvino(artefact: Artefact, threads: int, runs: int) -> Mapping[str, _Seen
         shape = [None if dim.is_dynamic else dim.get_length() for dim in port.get_partial_shape()]
         feed[index] = _array(shape, str(np.dtype(port.get_element_type().to_dtype()).name))
     request.infer(feed)
-    totals: dict[str, _Seen] = {}
+    seen: dict[str, tuple[str, str]] = {}
+    spent_us: defaultdict[str, list[float]] = defaultdict(list)
     for _ in range(runs):
         request.infer(feed)
         for info in request.get_profiling_info():
-            if not str(info.status).endswith("EXECUTED"):
-                continue
-            before = totals.get(info.node_name)
-            spent_us = info.real_time.total_seconds() * 1e6 + (before.total_us if before else 0.0)
-            # exec_type is KERNEL_PRECISION, such as brgconv_avx512_amx_i8.
-            totals[info.node_name] = _Seen(info.node_type, info.exec_type.rpartition("_")[2].lower(), spent_us)
-    return totals
+            if str(info.status).endswith("EXECUTED"):
+                # exec_type is KERNEL_PRECISION, such as brgconv_avx512_amx_i8.
+                seen[info.node_name] = info.node_type, info.exec_type.rpartition("_")[2].lower()
+                spent_us[info.node_name].append(info.real_time.total_seconds() * 1e6)
+    return {name: _Seen(*seen[name], _typical(times)) for name, times in spent_us.items()}
 
 
 def _onnxruntime(artefact: Artefact, threads: int, runs: int) -> Mapping[str, _Seen]:
@@ -118,7 +122,7 @@ def _onnxruntime(artefact: Artefact, threads: int, runs: int) -> Mapping[str, _S
         seen[name] = str(told["op_name"]), _FLOATS.get(first, first)
         spent_us[name].append(float(event["dur"]))
     # The first run allocates; its times are left out.
-    return {name: _Seen(*seen[name], sum(times[-runs:])) for name, times in spent_us.items()}
+    return {name: _Seen(*seen[name], _typical(times[-runs:])) for name, times in spent_us.items()}
 
 
 def _torch(artefact: Artefact, threads: int, runs: int) -> Mapping[str, _Seen]:
@@ -134,24 +138,24 @@ def _torch(artefact: Artefact, threads: int, runs: int) -> Mapping[str, _Seen]:
             clock.run(*inputs)
     precision = {None: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[narrow]
     return {
-        names[node]: _Seen(op_name(node), precision, spent_us)
+        names[node]: _Seen(op_name(node), precision, _typical(spent_us))
         for node, spent_us in clock.spent_us.items()
         if node.op == "call_function"
     }
 
 
 class _TimedNodes(fx.Interpreter):
-    """Runs a graph node by node and sums the microseconds that each took."""
+    """Runs a graph node by node and notes the microseconds that each took."""
 
     def __init__(self, module: fx.GraphModule, device: str) -> None:
         super().__init__(module)
         self.on_gpu = device.startswith("cuda")
-        self.spent_us: defaultdict[fx.Node, float] = defaultdict(float)
+        self.spent_us: defaultdict[fx.Node, list[float]] = defaultdict(list)
 
     def run_node(self, n: fx.Node) -> Tensor:
         start_ns = time.perf_counter_ns()
         result = super().run_node(n)
         if self.on_gpu:
             torch.cuda.synchronize()
-        self.spent_us[n] += (time.perf_counter_ns() - start_ns) / 1000
+        self.spent_us[n].append((time.perf_counter_ns() - start_ns) / 1000)
         return result

@@ -13,7 +13,7 @@ from seatrial.core.placement import PlacementRules
 from seatrial.core.precision import Bits, Precision
 from seatrial.core.realise import realise, source, tensor_inputs
 from seatrial.core.recipe import Affine, Grid, Recipe, Round
-from seatrial.core.sites import Site, attribute, operators
+from seatrial.core.sites import Site, attribute, op_name, operators
 from seatrial.errors import BadInput
 from seatrial.numerics.ranges import grid_for, weight_grid
 from seatrial.quant.groups import Grouping
@@ -81,7 +81,13 @@ class Assignments:
         """Return those of some rounds that a group's operators read, and the rounds of its weights."""
         group = next(group for group in self.grouping.groups if group.name == name)
         nodes = [self._named[operator] for operator in group.operators]
-        read = {self._behind(value) for node in nodes for value in tensor_inputs(node) if value.op != "get_attr"}
+        read = {
+            part
+            for node in nodes
+            for value in tensor_inputs(node)
+            if value.op != "get_attr"
+            for part in self._parts(value)
+        }
         own = set(group.operators)
         return frozenset(
             edit.site
@@ -98,6 +104,13 @@ class Assignments:
         while carries(node) and tensor_inputs(node):
             node = tensor_inputs(node)[0]
         return node
+
+    def _parts(self, value: fx.Node) -> list[fx.Node]:
+        """Return the tensor behind a value, and where that is a concatenation all that it is made of too."""
+        root = self._behind(value)
+        if op_name(root) != "cat":
+            return [root]
+        return [root, *(part for read in tensor_inputs(root) for part in self._parts(read))]
 
     def _grid(self, site: Site, wanted: Precision) -> Grid:
         if (site, wanted) not in self._grids:

@@ -145,20 +145,30 @@ def _nearest(node: fx.Node, names: dict[fx.Node, str]) -> list[fx.Node]:
     order = {other: index for index, other in enumerate(node.graph.nodes)}
     found = dict.fromkeys(_origins(node, names))
     for value in _activations_read(node):
-        waiting, seen = [value], {value}
-        reached: list[fx.Node] = []
-        while waiting:
-            inner = waiting.pop()
-            if inner in names:
-                reached.append(inner)
-                continue
-            new = [read for read in _activations_read(inner) if read not in seen and op_name(read) != "sym_size"]
-            seen.update(new)
-            # Of a sum that stays float only the later side counts: the other is the residual stream.
-            waiting += [max(new, key=order.__getitem__)] if op_name(inner) == "add" and len(new) > 1 else new
+        reached = _reached(value, names, order)
         if reached:
             found[max(reached, key=order.__getitem__)] = None
     return sorted(found, key=order.__getitem__)
+
+
+def _reached(value: fx.Node, names: dict[fx.Node, str], order: dict[fx.Node, int]) -> list[fx.Node]:
+    """Return the operators of `names` behind a value; of a sum that stays float only its later side that leads to one
+    counts, as the other is the residual stream."""
+    found: list[fx.Node] = []
+    waiting, seen = [value], {value}
+    while waiting:
+        inner = waiting.pop()
+        if inner in names:
+            found.append(inner)
+            continue
+        new = [read for read in _activations_read(inner) if read not in seen and op_name(read) != "sym_size"]
+        seen.update(new)
+        if op_name(inner) == "add" and len(new) > 1:
+            sides = (_reached(side, names, order) for side in sorted(new, key=order.__getitem__, reverse=True))
+            found += next((side for side in sides if side), [])
+        else:
+            waiting += new
+    return found
 
 
 def _parts(value: fx.Node) -> list[fx.Node]:

@@ -30,7 +30,7 @@ Estimate = Callable[[Assignments, Sequence[Choice]], Mapping[tuple[str, str], fl
 _VALIDATED = 20
 _FRONT = 12
 _REPEATS = 4
-_FLIPS, _REFINING, _PROGRAM = 0.45, 0.65, 0.8
+_FLIPS, _REFINING, _PROGRAM, _POLISH = 0.45, 0.6, 0.75, 0.93
 """Shares of the time after which the table, its refinement and the integer program give way to the next step."""
 _NEGLIGIBLE = 2e-4
 """Cost of a change of precision, as a share of the network's time, that the integer program leaves out."""
@@ -119,7 +119,12 @@ class Exploration(Iterator[Found]):
 
     @property
     def best(self) -> Found:
-        """The fastest choice so far that keeps the budget's bounds; the first uniform one where none does."""
+        """The fastest choice so far that keeps the budget's bounds, or of all where none does.
+
+        Raises LookupError before anything was measured.
+        """
+        if not self.found:
+            raise LookupError("nothing was measured yet")
         kept = [found for found in self.found.values() if self._keeps(found)]
         return min(kept or self.found.values(), key=lambda found: found.reading.ratio)
 
@@ -266,6 +271,8 @@ class Exploration(Iterator[Found]):
             drawn = self._spread(_VALIDATED)
             foretold, measured = [], []
             for choice in drawn:
+                if self.seconds_left() <= 0:
+                    break
                 for found in self._tried(choice, "validation"):
                     foretold.append(self.model.predict(choice))
                     measured.append(found.reading.ratio)
@@ -325,7 +332,7 @@ class Exploration(Iterator[Found]):
 
     def _polish(self, moves: Sequence[Move], singles: Sequence[Move]) -> Iterator[Found]:
         """Flip one move after another from the best choice, best foretold first, and keep what is surely faster."""
-        while self.seconds_left() > 0:
+        while not self._over(_POLISH):
             base = self.best
             options = [
                 choice
@@ -339,16 +346,17 @@ class Exploration(Iterator[Found]):
                 return
             choice = options[int(np.argmin(told))]
             for new in self._tried(choice, "polish"):
-                if new.reading.ratio < base.reading.ratio:  # looked at again before it is believed
-                    self._measure(base.choice, "polish", rounds=24)
-                    new = self._measure(choice, "polish", rounds=24)
                 yield new
+                if new.reading.ratio < base.reading.ratio:  # looked at again before it is believed
+                    for again in (base.choice, choice):
+                        yield self._measure(again, "polish", rounds=24)
             self._fit()
 
     def _settle(self) -> Iterator[Found]:
         """Measure the fastest choices again, longer: the fastest of many readings is partly the luckiest."""
         for one in self.fastest()[:_SETTLED]:
-            yield self._measure(one.choice, one.step, rounds=_LONG)
+            if self.seconds_left() > 0:
+                yield self._measure(one.choice, one.step, rounds=_LONG)
 
 
 def _flipped(start: Choice, move: Move, precision: str) -> dict[str, str]:
