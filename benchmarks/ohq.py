@@ -1,7 +1,7 @@
 """OHQ against uniform precisions, NNCF and quantize_static: alternated latency of the network that the search gives.
 
     python benchmarks/ohq.py --rows ohq.jsonl [--models ResNet-18 ...] [--targets openvino onnxruntime]
-        [--batches 1 8] [--threads 2] [--time-budget 120] [--peers FOLDER] [--table]
+        [--batches 1 8] [--threads 2] [--time-budget 120] [--peers FOLDER] [--table] [--csv FILE] [--explain MODEL ...]
 
 Networks with random weights (seeded; the architectures of benchmarks/architectures.py, ResNet-50 and BERT-mini) and,
 where the development data are beside the repository, its trained networks. For each runtime and batch size: uniform
@@ -13,7 +13,7 @@ uniform network is the choice, and its ratio is 1 by definition.
 
 Signal to quantization noise of the outputs (random weights) is told on four fresh inputs, agreement with float and
 accuracy (trained weights) on the evaluation pictures, all from the deployed files. A row is one line of JSON; rows that
-are there are not measured again. `--table` prints the table of a file.
+are there are not measured again. `--table` prints the table of a file, `--explain` where the time of a choice goes.
 """
 
 from __future__ import annotations
@@ -33,22 +33,30 @@ import architectures
 import nncf_latency
 import numpy as np
 import torch
+from csv_table import write_csv
 from torch import Tensor
 
+from seatrial.core.chance import generator
 from seatrial.core.graph import Graph, capture
+from seatrial.core.precision import Bits
+from seatrial.core.realise import realise
 from seatrial.core.target import Artefact
 from seatrial.data.load import load_input
 from seatrial.deploy.alternated import alternated_ms
 from seatrial.deploy.machine import this_machine
 from seatrial.deploy.onnxruntime import OnnxRuntime
 from seatrial.deploy.openvino import OpenVino
+from seatrial.deploy.operators import profile
 from seatrial.deploy.stopwatch import Subject
 from seatrial.jobs.chip_search import ChipSearch
 from seatrial.jobs.search_settings import SearchSettings
 from seatrial.jobs.subject import open_subject
 from seatrial.metrics.intervals import median_interval, paired_difference
+from seatrial.models.opened import Model
 from seatrial.numerics.batch_norm import fold_batch_norm
+from seatrial.quant.groups import group_operators
 from seatrial.quant.nearest import Nearest
+from seatrial.quant.placement import place_operators
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 RANDOM = {**architectures.VISION, "ResNet-50": "resnet50"}
@@ -115,7 +123,8 @@ def task_of(name: str, shared: Path, limit: int | None) -> Task:
     inputs = [load_input(subject.pipeline, sample) for sample in subject.evaluation]
     batches = [torch.stack(inputs[start : start + 32]) for start in range(0, len(inputs), 32)]
     labels = np.asarray(subject.evaluation.labels)
-    return Task(fold_batch_norm(subject.model.graph), subject.calibration_batches(), batches, labels)  # pyright: ignore[reportArgumentType]
+    assert isinstance(subject.model, Model)
+    return Task(fold_batch_norm(subject.model.graph), subject.calibration_batches(), batches, labels)
 
 
 def nncf_models(name: str, task: Task, plain: Artefact, folder: Path) -> dict[str, Artefact]:
@@ -303,6 +312,68 @@ def row_of(
     }
 
 
+def explain(row: dict[str, Any], task: Task, options: argparse.Namespace) -> str:
+    """Return where the time of float, uniform W8A8 and a row's choice goes, by kind of the runtime's operators."""
+    hint = "bf16" if row["setting"] == "bf16" else "f32"
+    target = OpenVino(hint=hint) if row["target"] == "openvino" else OnnxRuntime()
+    rules, quantizer = target.placement, Nearest()
+    grouping = group_operators(task.graph, rules)
+    told: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for label in ("float32", "w8a8", "choice"):
+            wanted = {
+                operator: Bits(8, 8)
+                for group in grouping.groups
+                for operator in group.operators
+                if label == "w8a8" or (label == "choice" and row["choice"][group.name] != "float")
+            }
+            sites = place_operators(task.graph, rules, wanted)
+            recipe = quantizer.plan(task.graph, task.calibration, sites, rng=generator(0, "ohq"))
+            graph = realise(task.graph, recipe) if wanted else task.graph
+            artefact = target.compile(graph, Path(scratch) / label, bits="mixed")
+            kinds: dict[str, float] = {}
+            for entry in profile(target, artefact, threads=options.threads, runs=30):
+                key = f"{entry.kind} ({entry.precision})"
+                kinds[key] = kinds.get(key, 0.0) + entry.microseconds
+            told[label] = kinds
+    names = sorted({name for kinds in told.values() for name in kinds}, key=lambda name: -told["w8a8"].get(name, 0.0))
+    shown = [name for name in names if max(kinds.get(name, 0.0) for kinds in told.values()) >= 10]
+    lines = [f"{row['model']} on {row['target']}, microseconds of one call", ""]
+    lines += ["| operator (precision) | float32 | w8a8 | choice |", "|---|---|---|---|"]
+    for name in shown:
+        lines.append(f"| {name} | " + " | ".join(f"{kinds.get(name, 0.0):.0f}" for kinds in told.values()) + " |")
+    return "\n".join([*lines, f"| all | {' | '.join(f'{sum(kinds.values()):.0f}' for kinds in told.values())} |", ""])
+
+
+def flat_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row as columns of numbers and texts."""
+    plain = (
+        "model",
+        "target",
+        "batch",
+        "threads",
+        "best_uniform",
+        "chosen",
+        "setting",
+        "peer",
+        "repeat_spread",
+        "groups",
+    )
+    found = {key: row[key] for key in (*plain, "integer_groups", "measured", "seconds")}
+    for key in ("ratio", "ratio_int8", "ratio_peer", "mixture_ratio"):
+        if row[key]:
+            found |= {key: row[key]["value"], f"{key}_low": row[key]["low"], f"{key}_high": row[key]["high"]}
+    for label, ms in row["ms"].items():
+        found[f"ms {label}"] = ms
+    for label, judged in row["judged"].items():
+        found |= {f"{key} {label}": value for key, value in judged.items()}
+    if row["difference"]:
+        found |= {f"difference_{key}": value for key, value in row["difference"].items()}
+    for setting, (spearman, mape) in row["additivity"].items():
+        found |= {f"spearman {setting}": spearman, f"mape {setting}": mape}
+    return found
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as Markdown, with geometric means."""
     lines = [
@@ -355,9 +426,15 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--peers", type=Path, help="folder that NNCF is installed into; without: no peers")
     parser.add_argument("--table", action="store_true", help="only print the table of --rows")
+    parser.add_argument("--csv", type=Path, help="write --rows as CSV, too")
+    parser.add_argument("--explain", nargs="*", default=[], help="networks: where their time goes, by kind of operator")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.rows.read_text().splitlines()] if options.rows.exists() else []
-    if not options.table:
+    for name in options.explain:
+        for row in rows:
+            if row["model"] == name and row["choice"] and row["target"] in options.targets:
+                print(explain(row, task_of(name, options.shared, options.limit), options))
+    if not options.table and not options.explain:
         if options.peers:
             nncf_latency.install_peers(options.peers)
         logging.disable(logging.WARNING)
@@ -386,6 +463,8 @@ def main() -> None:
                     file=sys.stderr,
                 )
     print(table(rows))
+    if options.csv:
+        write_csv(options.csv, [flat_row(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def alternated_ms(
         for turn in range(rounds):
             order = range(len(runners)) if turn % 2 == 0 else reversed(range(len(runners)))
             for i in order:
-                told[turn, i] = median_of_a_turn(runners[i].calls(counts[i] + 1))
+                told[turn, i] = median_of_a_turn(runners[i].calls(counts[i]))
         return told
     finally:
         for runner in runners:

@@ -14,7 +14,7 @@ from seatrial.core.target import Artefact
 from seatrial.deploy.energy import EnergyCounter
 from seatrial.deploy.stopwatch import ChildProcess, Subject
 
-_SLOW_MS = 500.0
+_SLOW_MS = 15.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,28 +73,31 @@ class Duel:
         told: list[tuple[float, float]] = []
         spent: list[float] = []
         for turn in range(rounds or self.rounds):
-            home = median_of_a_turn(self._home.calls(self._home_calls + 1)) if turn % 2 else 0.0
+            home = median_of_a_turn(self._home.calls(self._home_calls)) if turn % 2 else 0.0
             before = self.energy.read_uj() if self.energy else ()
-            guest = median_of_a_turn(self._guest.calls(guest_calls + 1))
+            guest = median_of_a_turn(self._guest.calls(guest_calls))
             if self.energy:
-                spent.append(self.energy.between_mj(before, self.energy.read_uj()) / (guest_calls + 1))
-            home = home or median_of_a_turn(self._home.calls(self._home_calls + 1))
+                spent.append(self.energy.between_mj(before, self.energy.read_uj()) / (guest_calls))
+            home = home or median_of_a_turn(self._home.calls(self._home_calls))
             told.append((guest, home))
         both = np.asarray(told)
         return Bout(both[:, 0], both[:, 1], float(np.median(spent)) if spent else None)
 
 
 def calls_of_a_turn(runner: ChildProcess, round_s: float) -> int:
-    """Call until a call takes no less time than before; return the calls that take about `round_s` seconds."""
+    """Call until a call takes no less time than before; return the calls that take about `round_s` seconds.
+
+    One of them wakes a sleeping process up and does not count; a slow call's first moments do not matter.
+    """
     last = median_of_a_turn(runner.calls(2))
     for _ in range(4):
-        now = median_of_a_turn(runner.calls(3))
+        now = median_of_a_turn(runner.calls(3 if last < _SLOW_MS else 1))
         if now > 0.95 * last:
             break
         last = now
-    return max(2, min(200, math.ceil(1000 * round_s / max(last, 1e-3)))) if last < _SLOW_MS else 1
+    return 1 + max(2, min(200, math.ceil(1000 * round_s / max(last, 1e-3)))) if last < _SLOW_MS else 1
 
 
 def median_of_a_turn(times_ms: Sequence[float]) -> float:
-    """Return the median of a turn's calls but the first, which wakes a sleeping process up."""
-    return float(np.median(times_ms[1:]))
+    """Return the median of a turn's calls, but for the first where there are more."""
+    return float(np.median(times_ms[1:] or times_ms))
