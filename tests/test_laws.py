@@ -28,6 +28,7 @@ from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise
 from seatrial.core.recipe import Affine, Recipe
+from seatrial.core.search import Search
 from seatrial.core.sites import Site, signature
 from seatrial.core.target import Target
 from seatrial.errors import NoNoise, NotApplicable
@@ -185,6 +186,7 @@ def test_every_method_is_of_its_family_and_final(entry: catalogue.Entry) -> None
         "qat": QatMethod,
         "mitigation": (Objective, Tent),
         "ranges": Range,
+        "search": Search,
         "target": Target,
     }
     method = catalogue.load(entry)
