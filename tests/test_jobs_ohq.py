@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import seatrial
 from seatrial.errors import BadInput, LimitBroken
 from seatrial.jobs.ohq_result import broken_bound
 from seatrial.jobs.search_settings import SearchSettings
@@ -99,3 +103,79 @@ def test_exit_codes_tell_input_from_limits() -> None:
 def test_a_bound_is_broken_where_the_figure_is_above_it(ms: float, most_ms: float, drop: float, most: float) -> None:
     told = broken_bound(result(median_ms=ms, drop=drop), SearchSettings(max_latency_ms=most_ms, max_drop=most))
     assert (told is None) == (ms <= most_ms and drop <= most)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("ohq")
+    found = seatrial.quantize(
+        "digits-cnn",
+        method="ohq",
+        target="onnxruntime",
+        time_budget_s=6.0,
+        limit=60,
+        calibration_samples=16,
+        threads=1,
+        out=folder,
+    )
+    return found, folder
+
+
+def test_a_search_writes_what_it_delivers(searched: tuple[dict[str, Any], Path]) -> None:
+    found, folder = searched
+    for name in (
+        "model.onnx",
+        "run.py",
+        "quantize.json",
+        "latency.parquet",
+        "search.html",
+        "models/measurements.jsonl",
+    ):
+        assert (folder / name).stat().st_size > 0
+    assert json.loads((folder / "quantize.json").read_text(encoding="utf-8")) == found
+    assert all(Path(file).exists() for file in found["files"])
+    table = pq.read_table(folder / "latency.parquet").to_pylist()
+    assert {row["group"] for row in table} == {group["name"] for group in found["groups"]}
+
+
+def test_a_search_is_held_against_the_uniform_precisions(searched: tuple[dict[str, Any], Path]) -> None:
+    found, _ = searched
+    chosen = found["chosen"]
+    assert [baseline["name"] for baseline in found["baselines"]] == ["float32", "w8a8"]
+    assert chosen["is_uniform"] or chosen["ratio_vs_best_uniform"]["high"] < 1
+    if chosen["is_uniform"]:
+        assert chosen["ratio_vs_best_uniform"]["value"] == 1
+        assert any("is kept" in text for text in found["warnings"]) or found["search"]["measured"] == 0
+    assert found["agreement"] is not None
+    assert found["value"] == chosen["value"]
+    assert found["search"]["measured"] == len(found["search"]["steps"]) > 2
+
+
+def test_the_documented_keys_of_a_search_are_there(searched: tuple[dict[str, Any], Path]) -> None:
+    found, _ = searched
+    page = (Path(__file__).resolve().parents[1] / "docs" / "json.md").read_text(encoding="utf-8")
+    section = page.split("\n## quantize\n")[1].split("\n## ")[0]
+    assert [key for key in found if f"`{key}`" not in section] == []
+
+
+def test_a_modeled_chip_is_marked_and_keeps_its_bound(tmp_path: Path) -> None:
+    found = seatrial.quantize(
+        "digits-cnn",
+        method="ohq",
+        target="systolic",
+        time_budget_s=8.0,
+        limit=60,
+        calibration_samples=16,
+        threads=1,
+        max_drop=0.05,
+        out=tmp_path,
+    )
+    assert "systolic" in found["simulated"]
+    assert found["latency_ms"]["p10"] == found["latency_ms"]["p90"]
+    assert found["chosen"]["drop"] <= 0.05
+    assert {precision for group in found["groups"] for precision in group["latency_ms"]} == {
+        "w8a8",
+        "w4a4",
+        "w2a2",
+        "float",
+    }

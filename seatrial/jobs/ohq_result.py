@@ -115,10 +115,10 @@ def ohq_data(
     simulated = winner.artefact.settings.get("simulated")
     metric = "top1" if judged.metric is None else getattr(judged.metric, "__name__", "metric")
     warnings = [*subject.warnings, *searched.notes]
-    if mixed is not None and index != mixed:
-        warnings.append(
-            "the choice was not faster than the best uniform precision by more than the noise, which is kept"
-        )
+    if mixed is None:
+        warnings.append("no mixture within the bounds was measured in time: a uniform precision is kept")
+    elif index != mixed:
+        warnings.append("no mixture was faster than the best uniform precision by more than the noise: it is kept")
     rounds = winner.recipe.rounds if winner.recipe is not None else ()
     bits = {str(edit.site): edit.grid.bits if isinstance(edit.grid, Affine) else 16 for edit in rounds}
     data: dict[str, Any] = {
