@@ -22,7 +22,7 @@ from seatrial.deploy.duel import Bout, Duel
 from seatrial.deploy.energy import EnergyCounter
 from seatrial.deploy.machine import this_machine
 from seatrial.deploy.onnx_template import OnnxTemplate
-from seatrial.deploy.onnxruntime import UNASKED, OnnxRuntime
+from seatrial.deploy.onnxruntime import OnnxRuntime
 from seatrial.deploy.openvino import OpenVino
 from seatrial.deploy.stopwatch import Subject, WorkerDied
 
@@ -82,13 +82,13 @@ class ChipMeter:
     def artefact(self, recipe: Recipe, name: str) -> Artefact:
         """Write the file of a recipe into the meter's own folder."""
         path = Path(self._folder.name) / name
-        if self._template is None:
+        if self._template is None or not isinstance(self.target, OpenVino | OnnxRuntime):
             return self.target.compile(realise(self.graph, recipe), path, bits="mixed")
         mixed = isinstance(self.target, OnnxRuntime)
         exported = self._template.write(
             recipe.rounds, path.with_name(path.name + ".onnx"), integer_biases_where_mixed=mixed
         )
-        return derived_artefact(self.target, exported.path, exported.float_weights)
+        return self.target.artefact(exported, "mixed")
 
     def _reading(self, recipe: Recipe, rounds: int) -> Reading:
         key = digest(self._place, _kinds(recipe))
@@ -142,16 +142,6 @@ class ChipMeter:
                 self._known[key] = Reading(**told)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue  # a line that a killed process left half written is measured again
-
-
-def derived_artefact(target: Target, path: Path, float_weights: Sequence[str]) -> Artefact:
-    """Return the artefact of a file that a template wrote, with the settings that `target.compile` gives."""
-    if isinstance(target, OpenVino):
-        return Artefact(path, "onnx", "mixed", {"hint": target.hint or "f32", "layout": "NCHW"})
-    settings = {"layout": "NCHW"}
-    if float_weights:
-        settings["disabled_optimizers"] = UNASKED
-    return Artefact(path, "onnx", "mixed", settings)
 
 
 def reading_of(bout: Bout, size_bytes: int) -> Reading:

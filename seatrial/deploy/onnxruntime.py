@@ -18,7 +18,7 @@ from seatrial.deploy.clamped_norm import clamped_norms
 from seatrial.deploy.input_adapter import InputAdapter
 from seatrial.deploy.integers import in_integers
 from seatrial.deploy.machine import weight_bits_cap
-from seatrial.deploy.onnx_export import write_onnx
+from seatrial.deploy.onnx_export import ExportedOnnx, write_onnx
 from seatrial.deploy.onnxruntime_arithmetic import OnnxRuntimeArithmetic
 from seatrial.deploy.session_predictor import SessionPredictor
 from seatrial.deploy.stopwatch import Stopwatch, Subject
@@ -67,6 +67,10 @@ class OnnxRuntime(Target):
         exported = write_onnx(
             self.prepared(graph), path.with_name(path.name + ".onnx"), integer_biases_where_mixed=True
         )
+        return self.artefact(exported, bits)
+
+    def artefact(self, exported: ExportedOnnx, bits: str) -> Artefact:
+        """Return an exported file with the settings that it runs with."""
         settings = {"layout": "NCHW"}
         if exported.float_weights:
             settings["disabled_optimizers"] = UNASKED

@@ -19,7 +19,7 @@ from seatrial.deploy.hard_sigmoid import spelled_out
 from seatrial.deploy.input_adapter import InputAdapter
 from seatrial.deploy.integers import in_integers
 from seatrial.deploy.machine import weight_bits_cap
-from seatrial.deploy.onnx_export import write_onnx
+from seatrial.deploy.onnx_export import ExportedOnnx, write_onnx
 from seatrial.deploy.openvino_arithmetic import OpenVinoArithmetic
 from seatrial.deploy.session_predictor import SessionPredictor
 from seatrial.deploy.stopwatch import Stopwatch, Subject
@@ -65,13 +65,20 @@ class OpenVino(Target):
         return ("float32", "bf16") if "BF16" in capabilities() else ("float32",)
 
     def compile(self, graph: Graph, path: Path, *, bits: str) -> Artefact:
-        hint = self.hint or ("bf16" if bits == "bf16" else "f32")
+        hint = self._hint(bits)
         if hint == "bf16" and "bf16" not in self.precisions:
             raise NotApplicable("this CPU does not execute bf16; OpenVINO would run float32 instead")
         # With the hint the plugin itself narrows; casts in the file would only add conversions.
         native = frozenset({"bf16"}) if hint == "bf16" else frozenset()
         exported = write_onnx(self.prepared(graph), path.with_name(path.name + ".onnx"), native_floats=native)
-        return Artefact(exported.path, "onnx", bits, {"hint": hint, "layout": "NCHW"})
+        return self.artefact(exported, bits)
+
+    def artefact(self, exported: ExportedOnnx, bits: str) -> Artefact:
+        """Return an exported file with the settings that it runs with."""
+        return Artefact(exported.path, "onnx", bits, {"hint": self._hint(bits), "layout": "NCHW"})
+
+    def _hint(self, bits: str) -> Hint:
+        return self.hint or ("bf16" if bits == "bf16" else "f32")
 
     def prepared(self, graph: Graph) -> Graph:
         """Return the graph as it is exported for this runtime."""

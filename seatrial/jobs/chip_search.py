@@ -71,6 +71,10 @@ class Uniform:
         medians = np.median(self.rounds_ms, axis=0)
         return {one.name: float(ms) for one, ms in zip(self.candidates, medians, strict=True)}
 
+    def reference_ms(self, setting: str) -> float:
+        """Return the median milliseconds of the network that the ratios of a setting are held against."""
+        return self.medians_ms[in_words(INTEGERS, setting)]
+
 
 @dataclass(frozen=True, eq=False)
 class Searched:
@@ -83,6 +87,10 @@ class Searched:
     interrupted: bool
     energy: EnergyCounter | None
     notes: tuple[str, ...]
+
+    def exploration_of(self, setting: str) -> Exploration | None:
+        """Return what was explored in a setting, else in the first one that was searched."""
+        return self.explorations.get(setting) or next(iter(self.explorations.values()), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +137,7 @@ class ChipSearch:
             interrupted = True
             self.tell("stopped: the best so far is written")
         finalists = [
-            (one.reading.ratio * uniform.medians_ms[in_words(INTEGERS, setting)], setting, one)
+            (one.reading.ratio * uniform.reference_ms(setting), setting, one)
             for setting, exploration in explorations.items()
             for one in _worth_delivering(exploration)
         ]

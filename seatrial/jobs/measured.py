@@ -60,6 +60,16 @@ class Cells:
         return entry.table if entry is not None and entry.status == "done" else None
 
 
+def score(records: pa.Table, metric: Metric | None) -> float:
+    """Return the metric of records, top-1 without one."""
+    return top1(records) if metric is None else metric(records.to_pandas())
+
+
+def score_name(metric: Metric | None) -> str:
+    """Return what results call a metric."""
+    return "top1" if metric is None else getattr(metric, "__name__", "metric")
+
+
 def variant_data(
     variant: Variant,
     model: str,
@@ -73,7 +83,7 @@ def variant_data(
     """Return one entry of `variants`; figures that do not exist are None."""
     records = clean.records(variant.label)
     simulated = clean.records(f"{variant.name}@{SIMULATION}")
-    value = None if records is None else top1(records) if metric is None else metric(records.to_pandas())
+    value = None if records is None else score(records, metric)
     rows = [noise_cell(variant, model, noisy, spec, metric) for spec in specs]
     return {
         "name": variant.name,
@@ -85,7 +95,7 @@ def variant_data(
         "throughput_per_s": None if timing is None else timing.throughput_per_s,
         "load_ms": None if timing is None else timing.load_ms,
         "peak_memory_bytes": None if timing is None else timing.peak_memory_bytes,
-        "metric": "top1" if metric is None else getattr(metric, "__name__", "metric"),
+        "metric": score_name(metric),
         "value": value,
         "top1": None if records is None else top1(records),
         "agreement": None if records is None or reference is None else agreement(records, reference),
@@ -102,11 +112,11 @@ def noise_cell(
     records = noisy.records(variant.label, spec)
     clean = noisy.records(variant.label)
     row = blank_cell(model, variant.name, variant.target, spec, entry)
-    row["metric"] = "top1" if metric is None else getattr(metric, "__name__", "metric")
+    row["metric"] = score_name(metric)
     if clean is not None:
-        row["clean"] = top1(clean) if metric is None else metric(clean.to_pandas())
+        row["clean"] = score(clean, metric)
     if records is not None:
-        row |= {"n": len(records), "value": top1(records) if metric is None else metric(records.to_pandas())}
+        row |= {"n": len(records), "value": score(records, metric)}
         if metric is None:
             interval = wilson(int(column(records, "correct").sum()), len(records))
             row |= {"low": interval.low, "high": interval.high}

@@ -90,7 +90,7 @@ def quantize_ohq(
     files = _written(folder, winner, search.target.name, subject)
     if winner.recipe is not None:
         files += winner.recipe.save(folder / "recipe")
-    files += write_tables(folder, searched, result.data)
+    files += write_tables(folder, searched)
     found = {**result.data, "files": [str(file) for file in files], "seconds": time.monotonic() - start_s}
     write_ohq(found, folder / "search.html")
     write_text(folder / "quantize.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -152,44 +152,47 @@ class _Choosing:
         Finalists are in order of latency, and slower ones lose less: halving finds the fastest that keeps the bound.
         """
         uniform = list(self.searched.uniform.candidates)
+        variants = [self._written("float", self.graph, "float32"), *self._variants(uniform)]
         count = len(self.searched.finalists)
         if not count:
-            return uniform, self._judged(uniform)
+            return uniform, self._judged(variants)
         if wishes.max_drop is None or self.searched.interrupted:
-            return self._tried(0)
+            return self._tried(0, variants)
         low, high, best = 0, count - 1, None
         number = 0  # the fastest first: it is the answer more often than not
         while low <= high:
-            tried = self._tried(number)
+            tried = self._tried(number, variants)
             if tried[1].drop("ohq") <= wishes.max_drop:
                 best, high = tried, number - 1
             else:
                 low = number + 1
             number = (low + high) // 2
-        return best or (uniform, self._judged(uniform))
+        return best or (uniform, self._judged(variants))
 
-    def _tried(self, number: int) -> tuple[list[Candidate], Judged]:
+    def _tried(self, number: int, variants: list[Variant]) -> tuple[list[Candidate], Judged]:
         models = self.folder / "models"
         candidate = self.search.deliver(self.graph, self.batches, number, self.searched, models)
-        candidates = [*self.searched.uniform.candidates, candidate]
-        return candidates, self._judged(candidates)
+        judged = self._judged([*variants, *self._variants([candidate])])
+        return [*self.searched.uniform.candidates, candidate], judged
 
-    def _judged(self, candidates: list[Candidate]) -> Judged:
-        simulation: Target = make("target", SIMULATION)
-        models = self.folder / "models"
-        variants = [
-            Variant("float", SIMULATION, simulation.compile(self.graph, models / "float-torch", bits="float32"))
-        ]
+    def _variants(self, candidates: list[Candidate]) -> list[Variant]:
+        """Return the deployed files, and the simulations of the choice and of plain uniform integers."""
+        target = self.search.target.name
+        found: list[Variant] = []
         for one in candidates:
-            variants.append(Variant(one.name, self.search.target.name, one.artefact))
+            found.append(Variant(one.name, target, one.artefact))
             if one.graph is not None and one.name in ("ohq", "w8a8"):
                 simulated = self.search.in_setting(one.setting).simulated(one.graph)
-                written = simulation.compile(
-                    simulated, models / f"{one.name}-{self.search.target.name}-torch", bits="mixed"
-                )
-                variants.append(Variant(one.name, SIMULATION, written))
+                found.append(self._written(one.name, simulated, "mixed"))
+        return found
+
+    def _written(self, name: str, graph: Graph, bits: str) -> Variant:
+        simulation: Target = make("target", SIMULATION)
+        path = self.folder / "models" / f"{name}-{self.search.target.name}-torch"
+        return Variant(name, SIMULATION, simulation.compile(graph, path, bits=bits))
+
+    def _judged(self, variants: list[Variant]) -> Judged:
         store = Store(self.folder / "store")
         plan, _ = plans(self.subject, self.settings, True)
         ask(OpenVariants(tuple(variants), self.settings.used_threads), plan, store, self.settings, self.progress)
-        cells = Cells.of(store, plan, variants)
-        return Judged(cells, self.search.target.name, self.metric)
+        return Judged(Cells.of(store, plan, variants), self.search.target.name, self.metric)

@@ -17,13 +17,13 @@ from seatrial.deploy.alternated import latency_of
 from seatrial.deploy.machine import this_machine
 from seatrial.errors import BadInput, LimitBroken
 from seatrial.jobs.chip_search import INTEGERS, Candidate, ChipSearch, Searched, in_words
-from seatrial.jobs.measured import Cells, Metric
+from seatrial.jobs.measured import Cells, Metric, score, score_name
 from seatrial.jobs.operator_share import operator_shares
 from seatrial.jobs.search_settings import SearchSettings
 from seatrial.jobs.settings import Settings
 from seatrial.jobs.subject import Subject
 from seatrial.jobs.variants import SIMULATION
-from seatrial.metrics.accuracy import agreement, top1
+from seatrial.metrics.accuracy import agreement
 from seatrial.metrics.intervals import median_interval, paired_difference
 from seatrial.metrics.joining import column, joined
 from seatrial.quant.assignment import FLOAT
@@ -40,17 +40,13 @@ class Judged:
     def value(self, name: str) -> float | None:
         """Return the metric of a candidate (top-1 without one)."""
         records = self.cells.records(f"{name}@{self.target}")
-        if records is None:
-            return None
-        return top1(records) if self.metric is None else self.metric(records.to_pandas())
+        return None if records is None else score(records, self.metric)
 
     def drop(self, name: str) -> float:
         """Return how much lower the metric of a candidate is than that of the float network."""
         base = self.cells.records(f"float@{SIMULATION}")
         value = self.value(name)
-        if base is None or value is None:
-            return float("inf")
-        return (top1(base) if self.metric is None else self.metric(base.to_pandas())) - value
+        return float("inf") if base is None or value is None else score(base, self.metric) - value
 
     def agreement(self, name: str, target: str | None = None) -> float | None:
         """Return the share of samples that a candidate answers as the float network, or as its simulation, does."""
@@ -113,7 +109,6 @@ def ohq_data(
         return {"value": float(np.median(ratios)), "low": interval.low, "high": interval.high, "n": len(ratios)}
 
     simulated = winner.artefact.settings.get("simulated")
-    metric = "top1" if judged.metric is None else getattr(judged.metric, "__name__", "metric")
     warnings = [*subject.warnings, *searched.notes]
     if mixed is None:
         warnings.append("no mixture within the bounds was measured in time: a uniform precision is kept")
@@ -131,7 +126,7 @@ def ohq_data(
         "bits": "mixed" if winner.name == "ohq" else winner.name,
         "size_bytes": winner.artefact.size_bytes,
         "latency_ms": latency(index),
-        "metric": metric,
+        "metric": score_name(judged.metric),
         "value": judged.value(winner.name),
         "agreement": judged.agreement(winner.name),
         "agreement_simulated": judged.agreement(winner.name, SIMULATION),
@@ -209,13 +204,13 @@ def broken_bound(data: dict[str, Any], wishes: SearchSettings) -> Exception | No
     return None
 
 
-def write_tables(folder: Path, searched: Searched, data: dict[str, Any]) -> list[Path]:
+def write_tables(folder: Path, searched: Searched) -> list[Path]:
     """Write `latency.parquet`: what each group costs in each precision here, one row each; returns the file."""
     rows = []
     for setting, exploration in searched.explorations.items():
         if exploration.model is None:
             continue
-        scale = searched.uniform.medians_ms[in_words(INTEGERS, setting)]
+        scale = searched.uniform.reference_ms(setting)
         for group in exploration.grouping.groups:
             for precision in exploration.search.precisions:
                 rows.append(
@@ -266,11 +261,11 @@ def _ended(searched: Searched) -> str:
 
 def _additivity(searched: Searched, setting: str) -> dict[str, Any]:
     """Return how well the table foretold fresh choices: in the setting of the winner, else in the first searched."""
-    exploration = searched.explorations.get(setting) or next(iter(searched.explorations.values()), None)
+    exploration = searched.exploration_of(setting)
     told = exploration.additivity if exploration is not None else None
     pairs = []
     for name, one in searched.explorations.items():
-        scale = searched.uniform.medians_ms[in_words(INTEGERS, name)]
+        scale = searched.uniform.reference_ms(name)
         for foretold, measured in one.additivity.pairs if one.additivity is not None else ():
             pairs.append({"setting": name, "predicted_ms": scale * foretold, "measured_ms": scale * measured})
     return {
@@ -288,7 +283,7 @@ def _pareto(searched: Searched, candidates: list[Candidate], judged: Judged) -> 
     for setting, exploration in searched.explorations.items():
         if exploration.model is None:  # stopped before anything was fitted
             continue
-        scale = searched.uniform.medians_ms[in_words(INTEGERS, setting)]
+        scale = searched.uniform.reference_ms(setting)
         known = {tuple(one.choice.values()): one for one in exploration.found.values()}
         for choice in (
             *(dict(s.choice) for s in exploration.front()),
@@ -314,10 +309,10 @@ def _pareto(searched: Searched, candidates: list[Candidate], judged: Judged) -> 
 
 def _operators(search: ChipSearch, searched: Searched, winner: Candidate, threads: int) -> dict[str, Any]:
     """Return groups and edges in the setting of the winner, with the share of each group in the network's time."""
-    exploration = searched.explorations.get(winner.setting) or next(iter(searched.explorations.values()), None)
+    exploration = searched.exploration_of(winner.setting)
     if exploration is None or exploration.model is None:
         return {"groups": [], "edges": []}
-    scale = searched.uniform.medians_ms[in_words(INTEGERS, winner.setting)]
+    scale = searched.uniform.reference_ms(winner.setting)
     shares = operator_shares(search.target, winner.artefact, exploration.grouping, threads)
     choice = winner.found.choice if winner.found is not None else None
     uniform = FLOAT if winner.recipe is None else winner.name.split("+")[0]

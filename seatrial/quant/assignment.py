@@ -41,8 +41,8 @@ class Assignments:
     _grids: dict[tuple[Site, Precision], Grid] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        edits = tuple(edit for edit in self.planned.edits if not isinstance(edit, Round))
-        self._base = realise(self.graph, replace(self.planned, edits=edits))
+        self._edits = tuple(edit for edit in self.planned.edits if not isinstance(edit, Round))
+        self._base = realise(self.graph, replace(self.planned, edits=self._edits))
         self._named = operators(self._base)
         self._ranges: dict[fx.Node, tuple[float, float]] = {}
         for edit in self.planned.rounds:
@@ -65,8 +65,7 @@ class Assignments:
 
     def recipe(self, choice: Choice) -> Recipe:
         """Return the planned recipe with the rounds of a choice in place of its own."""
-        edits = tuple(edit for edit in self.planned.edits if not isinstance(edit, Round))
-        return replace(self.planned, edits=(*edits, *self.rounds(choice)))
+        return replace(self.planned, edits=(*self._edits, *self.rounds(choice)))
 
     def every_site(self, choices: Iterable[Choice]) -> Recipe:
         """Return a recipe with a round at each site of some choices: what to export once for all of them."""
@@ -74,8 +73,7 @@ class Assignments:
         for choice in choices:
             for edit in self.rounds(choice):
                 rounds.setdefault(edit.site, edit)
-        edits = tuple(edit for edit in self.planned.edits if not isinstance(edit, Round))
-        return replace(self.planned, edits=(*edits, *rounds.values()))
+        return replace(self.planned, edits=(*self._edits, *rounds.values()))
 
     def sites_of(self, name: str, rounds: Iterable[Round]) -> frozenset[Site]:
         """Return those of some rounds that a group's operators read, and the rounds of its weights."""

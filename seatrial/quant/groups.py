@@ -11,9 +11,8 @@ from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.realise import tensor_inputs
 from seatrial.core.sites import op_name
-from seatrial.quant.placement import WEIGHTED, origin, quantizable
+from seatrial.quant.placement import POOLS, WEIGHTED, is_gate, origin, quantizable
 
-_POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d"}
 _Shape = tuple[str, ...]
 
 
@@ -102,16 +101,16 @@ def _activations_read(node: fx.Node) -> list[fx.Node]:
 def _belongs_to(node: fx.Node, names: dict[fx.Node, str]) -> list[str]:
     """Return the operators with which an operator shares its group, as far as it decides that itself."""
     kind = op_name(node)
-    if kind in _POOLS:
+    if kind in POOLS:
         readers = [user for user in _readers(node) if user in names]
         return [names[readers[0]]] if readers else [names[made] for made in _origins(node, names)[:1]]
     if kind == "add":
         made = [value for value in _origins(node, names) if op_name(value) in WEIGHTED]
         return [names[made[-1]]] if made else []
     if kind == "mul":
-        gates = [value for value in _activations_read(node) if _is_gate(value)]
+        gates = [value for value in _activations_read(node) if is_gate(value)]
         return [names[made] for gate in gates for made in _made_by(gate, names)]
-    if kind == "conv2d" and _is_gate(_activations_read(node)[0]):
+    if kind == "conv2d" and is_gate(_activations_read(node)[0]):
         return [names[made] for made in _origins(node, names)]
     return []
 
@@ -179,11 +178,6 @@ def _parts(value: fx.Node) -> list[fx.Node]:
             return [value]
         inner = read[0]
     return [part for read in _activations_read(inner) for part in _parts(read)]
-
-
-def _is_gate(value: fx.Node) -> bool:
-    shape = getattr(value.meta.get("val"), "shape", ())
-    return len(shape) == 4 and shape[2] == 1 and shape[3] == 1
 
 
 def _shape(node: fx.Node) -> str:

@@ -22,7 +22,7 @@ ACTIVATIONS = {
     *("relu", "relu6", "hardtanh", "clamp", "clamp_min", "leaky_relu", "elu", "hardswish", "hardsigmoid"),
     *("sigmoid", "silu", "gelu", "mish", "tanh"),
 }
-_POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d"}
+POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d"}
 _PRODUCTS = {"matmul", "bmm"}
 
 Wanted = Bits | str
@@ -185,11 +185,12 @@ def _joins_integers(node: fx.Node, integer: set[fx.Node], rules: PlacementRules)
     if kind == "add" and len(read) == 2 and rules.residual_adds:
         return behind and _rank(node) == 4
     if kind == "mul" and len(read) == 2 and rules.gates and _rank(node) == 4:
-        return any(_is_gate(value) for value in read)
-    return kind in _POOLS and rules.pooling and behind and _rank(read[0]) == 4
+        return any(is_gate(value) for value in read)
+    return kind in POOLS and rules.pooling and behind and _rank(read[0]) == 4
 
 
-def _is_gate(node: fx.Node) -> bool:
+def is_gate(node: fx.Node) -> bool:
+    """Tell whether a tensor holds one value a channel of a picture: the gate of a squeeze-and-excite branch."""
     shape = getattr(node.meta.get("val"), "shape", ())
     return len(shape) == 4 and shape[2] == 1 and shape[3] == 1
 
@@ -327,7 +328,7 @@ def _merged(groups: Iterable[set[Site]]) -> list[set[Site]]:
 
 def _output_wanted(node: fx.Node) -> bool:
     """Outputs of the network stay float; pools keep the grid of what they read."""
-    return op_name(node) not in _POOLS and not any(user.op == "output" for user in node.users)
+    return op_name(node) not in POOLS and not any(user.op == "output" for user in node.users)
 
 
 def _after_relu(node: fx.Node) -> fx.Node:
