@@ -8,6 +8,7 @@ import onnx_ir as ir
 from seatrial.deploy.onnx_constants import Names, add_constant, constant_of
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
+_MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 
 
 def float_weights_between_rounds(graph: ir.Graph) -> list[str]:
@@ -28,8 +29,9 @@ def float_weights_between_rounds(graph: ir.Graph) -> list[str]:
 def round_biases(graph: ir.Graph, names: Names) -> None:
     """Store the bias of every operator with rounded input and weight as int32 on the grid scale_x * scale_w, in place.
 
-    It is what ONNX Runtime's integer kernels do themselves; done here, the optimizer that does it, and quantizes
-    float weights with it, can be switched off.
+    ONNX Runtime's optimizer does the same where a round follows, and only there: the last linear operator would
+    run in float behind a dequantization of its weights. The optimizer quantizes float weights with it, too; done here,
+    it can be switched off.
     """
     for node in list(graph):
         if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
@@ -55,14 +57,22 @@ def round_biases(graph: ir.Graph, names: Names) -> None:
         node.replace_input_with(2, out)
 
 
-def _is_rounded(value: ir.Value | None) -> bool:
+def _round_of(value: ir.Value | None) -> ir.Node | None:
+    """Return the DequantizeLinear that gave a value, behind operators that move values."""
     producer = value.producer() if value is not None else None
-    return producer is not None and producer.op_type == "DequantizeLinear"
+    while producer is not None and producer.op_type in _MOVES:
+        moved = producer.inputs[0]
+        producer = moved.producer() if moved is not None else None
+    return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
+
+
+def _is_rounded(value: ir.Value | None) -> bool:
+    return _round_of(value) is not None
 
 
 def _scale(value: ir.Value | None) -> np.ndarray | None:
-    producer = value.producer() if value is not None else None
-    return constant_of(producer.inputs[1]) if producer is not None else None
+    found = _round_of(value)
+    return constant_of(found.inputs[1]) if found is not None else None
 
 
 def _after_relu(node: ir.Node) -> list[ir.Node]:

@@ -106,6 +106,17 @@ def own_constants(graph: ir.Graph, names: Names) -> None:
                 user.replace_input_with(index, owners[owner])
 
 
+def drop_empty_pads(graph: ir.Graph) -> None:
+    """Remove paddings by nothing: ONNX Runtime keeps them, and sees no round behind them."""
+    for node in list(graph):
+        if node.op_type != "Pad":
+            continue
+        source, widths = node.inputs[0], constant_of(node.inputs[1])
+        if source is not None and widths is not None and not widths.any():
+            node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+
+
 def drop_unused(graph: ir.Graph) -> None:
     """Remove initializers that no operator reads."""
     for name, value in list(graph.initializers.items()):

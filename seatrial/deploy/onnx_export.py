@@ -19,7 +19,7 @@ from seatrial.core.graph import Graph, module_path
 from seatrial.deploy.anonymous import anonymous_program
 from seatrial.deploy.onnx_biases import float_weights_between_rounds, round_biases
 from seatrial.deploy.onnx_cleaning import clean
-from seatrial.deploy.onnx_constants import Names, drop_unused, fold_transposes, own_constants
+from seatrial.deploy.onnx_constants import Names, drop_empty_pads, drop_unused, fold_transposes, own_constants
 from seatrial.deploy.onnx_lowering import DOMAIN, lower
 from seatrial.errors import BadInput
 
@@ -45,7 +45,7 @@ def write_onnx(
     path: Path,
     *,
     native_floats: frozenset[str] = frozenset(),
-    integer_biases_where_mixed: bool = False,
+    integer_biases: bool = False,
     largest_single_file: int = LARGEST_SINGLE_FILE,
 ) -> ExportedOnnx:
     """Write `graph` to the ONNX file `path`; weights above `largest_single_file` bytes go to `path`.data beside it.
@@ -53,7 +53,7 @@ def write_onnx(
     Rounds become QuantizeLinear and DequantizeLinear with core.qdq's rounding (half to even); rounded weights are
     stored as integers. Inputs carry the names and dynamic dimensions of `graph.inputs`; the output is `output`. Equal
     graphs give equal bytes. Rounds to a float type in `native_floats` are left to the runtime. With
-    `integer_biases_where_mixed`, biases become integers in graphs where some weights stay float between two rounds.
+    `integer_biases`, the biases of operators with rounded inputs and weights become integers.
     Raises BadInput that names the operator and the module that ONNX cannot express, NotApplicable for a grid that
     it cannot.
 
@@ -65,7 +65,7 @@ def write_onnx(
         translated(graph),
         path,
         native_floats=native_floats,
-        integer_biases_where_mixed=integer_biases_where_mixed,
+        integer_biases=integer_biases,
         largest_single_file=largest_single_file,
     )
 
@@ -76,16 +76,17 @@ def finish(
     path: Path,
     *,
     native_floats: frozenset[str],
-    integer_biases_where_mixed: bool,
+    integer_biases: bool,
     largest_single_file: int = LARGEST_SINGLE_FILE,
 ) -> ExportedOnnx:
     """Write what `translated` gave for `graph` as standard ONNX, changing it in place; see `write_onnx`."""
     names = Names(model.graph)
     lower(model, names, native_floats)
+    drop_empty_pads(model.graph)
     fold_transposes(model.graph, names)
     own_constants(model.graph, names)
     float_weights = tuple(float_weights_between_rounds(model.graph))
-    if float_weights and integer_biases_where_mixed:
+    if integer_biases:
         round_biases(model.graph, names)
     drop_unused(model.graph)
     clean(graph, model)

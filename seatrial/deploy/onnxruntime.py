@@ -36,6 +36,7 @@ def _rules() -> PlacementRules:
         "onnxruntime",
         "unsigned",
         operator_outputs=True,
+        attention_products="query-key",
         weight_bits_cap=weight_bits_cap(),
     )
 
@@ -44,8 +45,8 @@ def _rules() -> PlacementRules:
 class OnnxRuntime(Target):
     """ONNX Runtime's CPU provider at full graph optimization; opens `.onnx`.
 
-    Departures: where weights stay float between two rounds, biases are stored as integers and the optimizer that
-    would round those weights too is switched off, so that what runs is what was planned.
+    Departures: biases are stored as integers, and where weights stay float between two rounds the optimizer that
+    would round those too is switched off, so that what runs is what was planned.
     """
 
     placement: PlacementRules = field(default_factory=_rules)
@@ -64,9 +65,7 @@ class OnnxRuntime(Target):
     def compile(self, graph: Graph, path: Path, *, bits: str) -> Artefact:
         if bits in ("bf16", "fp16"):
             raise NotApplicable(f"ONNX Runtime's CPU kernels do not run {bits}")
-        exported = write_onnx(
-            self.prepared(graph), path.with_name(path.name + ".onnx"), integer_biases_where_mixed=True
-        )
+        exported = write_onnx(self.prepared(graph), path.with_name(path.name + ".onnx"), integer_biases=True)
         return self.artefact(exported, bits)
 
     def artefact(self, exported: ExportedOnnx, bits: str) -> Artefact:

@@ -21,8 +21,8 @@ class OnnxRuntimeArithmetic(Arithmetic):
     def product(self, edit: Rewriting, node: fx.Node, x: Codes, weight: Codes) -> fx.Node:
         scale, bias = x.scale * weight.scale, edit.parameter(node, 2)
         sums = edit.call(node.target, x.node, weight.node, None, *node.args[3:], like=node)
-        # Linear operators of more dimensions run as a product and a float sum, unrounded ones in float.
-        kernel = (op_name(node) == "conv2d" or len(node.meta["val"].shape) == 2) and _is_rounded(node)
+        # Linear operators of more dimensions run as a product and a float sum, unrounded convolutions in float.
+        kernel = _is_rounded(node) if op_name(node) == "conv2d" else len(node.meta["val"].shape) == 2
         if bias is not None and kernel:
             codes = (bias / (scale * UNIT)).round() * UNIT
             added = edit.constant(by_channel(codes, node), "bias_codes")

@@ -15,6 +15,7 @@ from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.predictor import Predictor
 from seatrial.core.target import Artefact, Target, Timing
+from seatrial.deploy.flat_linear import flat_linears
 from seatrial.deploy.hard_sigmoid import spelled_out
 from seatrial.deploy.input_adapter import InputAdapter
 from seatrial.deploy.integers import in_integers
@@ -82,7 +83,7 @@ class OpenVino(Target):
 
     def prepared(self, graph: Graph) -> Graph:
         """Return the graph as it is exported for this runtime."""
-        return spelled_out(graph)
+        return flat_linears(spelled_out(graph))
 
     def simulated(self, graph: Graph) -> Graph:
         return in_integers(self.prepared(graph), OpenVinoArithmetic())

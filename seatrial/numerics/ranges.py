@@ -150,8 +150,8 @@ class MeanSquaredError(Range):
             return low, high
         edges = np.linspace(low, high, BINS + 1)
         seen = observed.counts > 0
-        centers = torch.from_numpy(((edges[:-1] + edges[1:]) / 2)[seen])
-        weights = torch.from_numpy((observed.counts / observed.counts.sum())[seen])
+        centers = ((edges[:-1] + edges[1:]) / 2)[seen]
+        weights = (observed.counts / observed.counts.sum())[seen]
         width = (high - low) / BINS
         whole = ends = min(low, 0.0), max(high, 0.0)
         # ONNX Runtime joins a clipping activation and a round only if the grid ends where the activation does.
@@ -167,16 +167,22 @@ class MeanSquaredError(Range):
         return ends
 
 
-def _error(ends: tuple[float, float], centers: Tensor, weights: Tensor, width: float, precision: Precision) -> float:
-    """Return the mean squared error of the grid for a range on a histogram with bins of `width`."""
+def _error(
+    ends: tuple[float, float], centers: np.ndarray, weights: np.ndarray, width: float, precision: Precision
+) -> float:
+    """Return the mean squared error of the grid for a range on a histogram with bins of `width`.
+
+    NumPy, because a search asks thousands of times: PyTorch would wake its threads for each.
+    """
     grid = grid_for(ends[0], ends[1], precision)
-    scale = float(grid.scale)
-    first, last = (scale * (code - int(grid.zero_point)) for code in grid.codes)
-    off = centers - centers.clamp(first, last)
+    scale, zero = float(grid.scale), int(grid.zero_point)
+    low, high = grid.codes
     if scale < 2 * width:
-        inside = (off == 0).to(weights.dtype) * scale**2 / 12
-        return float((weights * (off.square() + inside)).sum())
-    return float((weights * (fake(centers, grid) - centers).square()).sum())
+        off = centers - np.clip(centers, scale * (low - zero), scale * (high - zero))
+        inside = (off == 0) * scale**2 / 12
+        return float((weights * (np.square(off) + inside)).sum())
+    codes = np.clip(np.rint(centers / scale) + zero, low, high)
+    return float((weights * np.square((codes - zero) * scale - centers)).sum())
 
 
 def grid_for(low: float, high: float, precision: Precision) -> Affine:

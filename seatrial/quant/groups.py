@@ -11,7 +11,8 @@ from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.realise import tensor_inputs
 from seatrial.core.sites import op_name
-from seatrial.quant.placement import POOLS, WEIGHTED, is_gate, origin, quantizable
+from seatrial.quant.operator_kinds import POOLS, WEIGHTED, is_gate, origin
+from seatrial.quant.placement import quantizable
 
 _Shape = tuple[str, ...]
 

@@ -8,22 +8,28 @@ from fnmatch import fnmatchcase
 
 from torch import fx
 
-from seatrial.core.carrying import CARRIES, carries
+from seatrial.core.carrying import carries
 from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.precision import Bits, Precision
 from seatrial.core.realise import tensor_inputs
 from seatrial.core.sites import Site, op_name, operators, site_of
 from seatrial.errors import BadInput
-from seatrial.quant.channel_groups import conv_groups
-
-WEIGHTED = {"conv2d", "linear", "conv_transpose2d", "conv1d"}
-ACTIVATIONS = {
-    *("relu", "relu6", "hardtanh", "clamp", "clamp_min", "leaky_relu", "elu", "hardswish", "hardsigmoid"),
-    *("sigmoid", "silu", "gelu", "mish", "tanh"),
-}
-POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d"}
-_PRODUCTS = {"matmul", "bmm"}
+from seatrial.quant.operator_kinds import (
+    ACTIVATIONS,
+    POOLS,
+    PRODUCTS,
+    WEIGHTED,
+    activations_read,
+    after_relu,
+    before_softmax,
+    is_depthwise,
+    is_gate,
+    is_parameter,
+    origin,
+    rank,
+    shape_of,
+)
 
 Wanted = Bits | str
 """What an operator runs in: integers, or a float type (`float32`, `bf16`, `fp16`)."""
@@ -45,7 +51,7 @@ def place(graph: Graph, rules: PlacementRules, bits: Bits, *, keep: Iterable[str
     precision = {**_weights(plan), **_activations(plan)}
     for wish in kept:
         sites = [site for site in precision if wish.matches(str(site), site.operator, site.path)]
-        if not sites and not any(wish.matches(name, name.rsplit("/", 1)[0]) for name in plan.quantizable):
+        if not sites and not any(wish.matches(name, name.rsplit("/", 1)[0]) for name in plan.known):
             raise _no_match(wish, plan)
         for site in sites:
             new = _changed(precision[site], wish.wanted, site.port == "weight")
@@ -63,9 +69,10 @@ def place_operators(graph: Graph, rules: PlacementRules, wanted: Mapping[str, Wa
     Raises BadInput for an operator that these rules keep in float.
     """
     plan = _Plan.of(graph, rules, Bits(8, 8), ())
-    unknown = [name for name in wanted if name not in plan.quantizable]
+    able = [plan.names[node] for node in plan.wanted]
+    unknown = [name for name in wanted if name not in able]
     if unknown:
-        known = ", ".join(plan.quantizable[:3])
+        known = ", ".join(able[:3])
         raise BadInput(f"operator '{unknown[0]}'", f"one that runs in integers, such as {known}", "leave it out")
     chosen = {node: wanted.get(plan.names[node], "float32") for node in plan.wanted}
     plan = replace(plan, wanted=chosen)
@@ -80,19 +87,9 @@ def quantizable(graph: Graph, rules: PlacementRules, *, keep: Iterable[str] = ()
     kept = [_Keep.parse(text) for text in keep]
     plan = _Plan.of(graph, rules, Bits(8, 8), kept)
     for wish in kept:
-        if not any(wish.matches(name, name.rsplit("/", 1)[0]) for name in plan.quantizable):
+        if not any(wish.matches(name, name.rsplit("/", 1)[0]) for name in plan.known):
             raise _no_match(wish, plan)
     return {plan.names[node]: node for node in plan.wanted if plan.in_integers(node)}
-
-
-def origin(node: fx.Node) -> fx.Node:
-    """Return the operator that computed a value, behind activations and operators that carry values on."""
-    while op_name(node) in CARRIES | ACTIVATIONS | {"cat", "batch_norm"}:
-        read = _activations_read(node)
-        if not read:
-            return node
-        node = read[0]
-    return node
 
 
 @dataclass(frozen=True)
@@ -121,31 +118,43 @@ class _Plan:
     rules: PlacementRules
     names: Mapping[fx.Node, str]
     wanted: Mapping[fx.Node, Wanted]
-    quantizable: tuple[str, ...]
-    """Names of the operators that run in integers when nothing is kept."""
+    left: frozenset[fx.Node]
+    """Convolutions that the runtime would compute in float whatever is rounded, so that their weights stay float."""
     ends: frozenset[fx.Node]
     """The first and the last weighted operator."""
 
     @staticmethod
     def of(graph: Graph, rules: PlacementRules, bits: Bits, kept: Sequence[_Keep]) -> _Plan:
         names = {node: name for name, node in operators(graph).items()}
-        weighted = [node for node in names if op_name(node) in WEIGHTED and _is_parameter(node.args[1])]
-        integer = set(weighted)
-        for node in names:
-            if _joins_integers(node, integer, rules):
-                integer.add(node)
+        weighted = [node for node in names if op_name(node) in WEIGHTED and is_parameter(node.args[1])]
         ends = frozenset({weighted[0], weighted[-1]} if weighted else ())
-        wanted: dict[fx.Node, Wanted] = {}
-        for node in names:
-            if node not in integer:
-                continue
-            wide = Bits(max(8, bits.weights), max(8, bits.activations))
-            wanted[node] = wide if node in ends else bits
-            for wish in kept:
-                if wish.matches(names[node], names[node].rsplit("/", 1)[0]):
-                    wanted[node] = wish.wanted
-        quantizable = tuple(names[node] for node in wanted)
-        return _Plan(rules, names, wanted, quantizable, ends)
+        left: frozenset[fx.Node] = frozenset()
+        while True:
+            integer = {node for node in weighted if node not in left}
+            for node in names:
+                if _joins_integers(node, integer, rules):
+                    integer.add(node)
+            wanted = dict[fx.Node, Wanted]()
+            asked = set[fx.Node]()
+            for node in names:
+                if node not in integer:
+                    continue
+                wide = Bits(max(8, bits.weights), max(8, bits.activations))
+                wanted[node] = wide if node in ends else bits
+                for wish in kept:
+                    if wish.matches(names[node], names[node].rsplit("/", 1)[0]):
+                        wanted[node] = wish.wanted
+                        asked.add(node)
+            plan = _Plan(rules, names, wanted, left, ends)
+            stuck = {node for node in wanted if node not in asked and _runs_in_float(plan, node)}
+            if not stuck:
+                return plan
+            left |= stuck
+
+    @property
+    def known(self) -> list[str]:
+        """The names of the operators that patterns may match."""
+        return [self.names[node] for node in self.names if node in self.wanted or node in self.left]
 
     def in_integers(self, node: fx.Node) -> bool:
         return isinstance(self.wanted.get(node), Bits)
@@ -155,85 +164,72 @@ class _Plan:
 
 
 def _no_match(wish: _Keep, plan: _Plan) -> BadInput:
-    known = ", ".join(plan.quantizable[:3])
+    known = ", ".join(plan.known[:3])
     return BadInput(f"--keep '{wish.text}'", f"a glob that matches an operator such as {known}", "correct it")
-
-
-def _is_parameter(argument: object) -> bool:
-    return isinstance(argument, fx.Node) and argument.op == "get_attr"
-
-
-def _rank(node: fx.Node) -> int:
-    shape = getattr(node.meta.get("val"), "shape", None)
-    return -1 if shape is None else len(shape)
-
-
-def _activations_read(node: fx.Node) -> list[fx.Node]:
-    return [value for value in tensor_inputs(node) if value.op != "get_attr"]
 
 
 def _joins_integers(node: fx.Node, integer: set[fx.Node], rules: PlacementRules) -> bool:
     """Tell whether an operator without weights should run in integers, given those before it."""
-    kind, read = op_name(node), _activations_read(node)
-    if kind in _PRODUCTS and len(read) == 2 and rules.attention_products != "none":
-        return rules.attention_products == "all" or _before_softmax(node)
-    if not read or _rank(node) not in (2, 4):
+    kind, read = op_name(node), activations_read(node)
+    if kind in PRODUCTS and len(read) == 2 and rules.attention_products != "none":
+        return rules.attention_products == "all" or before_softmax(node)
+    if not read or rank(node) not in (2, 4):
         return False
     # Behind a linear operator or a product stands a residual stream or an attention mask: both stay float.
     origins = [origin(value) for value in read]
-    behind = any(origin in integer and op_name(origin) not in {"linear", *_PRODUCTS} for origin in origins)
+    behind = any(origin in integer and op_name(origin) not in {"linear", *PRODUCTS} for origin in origins)
     if kind == "add" and len(read) == 2 and rules.residual_adds:
-        return behind and _rank(node) == 4
-    if kind == "mul" and len(read) == 2 and rules.gates and _rank(node) == 4:
+        return behind and rank(node) == 4
+    if kind == "mul" and len(read) == 2 and rules.gates and rank(node) == 4:
         return any(is_gate(value) for value in read)
-    return kind in POOLS and rules.pooling and behind and _rank(read[0]) == 4
-
-
-def is_gate(node: fx.Node) -> bool:
-    """Tell whether a tensor holds one value a channel of a picture: the gate of a squeeze-and-excite branch."""
-    shape = getattr(node.meta.get("val"), "shape", ())
-    return len(shape) == 4 and shape[2] == 1 and shape[3] == 1
-
-
-def _before_softmax(node: fx.Node) -> bool:
-    for _ in range(6):
-        users = list(node.users)
-        if any(op_name(user) in ("softmax", "_softmax") for user in users):
-            return True
-        follow = [
-            user for user in users if op_name(user) in ("add", "mul", "div", "view", "masked_fill", "where", "to")
-        ]
-        if not follow:
-            return False
-        node = follow[0]
-    return False
+    return kind in POOLS and rules.pooling and behind and rank(read[0]) == 4
 
 
 def _producers(plan: _Plan, node: fx.Node) -> list[fx.Node]:
     """Return the tensors whose round serves a reader of `node`: behind what carries values, all parts of a `cat`.
 
-    Where outputs are rounded a `cat` itself is one of them: with the grid of its parts, so that no value changes.
+    Where outputs are rounded a `cat` itself is one of them, and an upsampling: with the grid of its parts, so that no
+    value changes. A round right behind a `roll`, which is exported as slices and a concatenation, would be moved to the
+    slices and the reader run in float: there it stands at the reader.
     """
+    found = _climbed(plan, node)
+    return [node] if [op_name(one) for one in found] == ["roll"] else found
+
+
+def _climbed(plan: _Plan, node: fx.Node) -> list[fx.Node]:
     read = tensor_inputs(node)
     climbs = all(value.op not in ("get_attr", "placeholder") for value in read) and _carries(node)
     if not read or not climbs or not all(_takes_rounded(plan, user) for user in node.users):
         return [node]
-    if op_name(node) == "cat":
-        parts = [producer for value in read for producer in _producers(plan, value)]
-        return [*parts, node] if plan.rules.operator_outputs else parts
-    return _producers(plan, read[0])
+    if op_name(node) != "cat":
+        producers = _climbed(plan, read[0])
+        return [*producers, node] if plan.rules.operator_outputs and _stops_rounds(node) else producers
+    parts = [producer for value in read for producer in _climbed(plan, value)]
+    return [*parts, node] if plan.rules.operator_outputs else parts
 
 
 def _carries(node: fx.Node) -> bool:
     """Tell whether the values of `node` are those of what it reads, and as many of them."""
     if op_name(node) == "cat":
-        return _rank(node) == 4
+        return rank(node) == 4
     return carries(node)
+
+
+def _stops_rounds(node: fx.Node) -> bool:
+    """Tell whether ONNX Runtime needs a round behind an operator to see that its readers get integers.
+
+    It looks for rounds behind reshapes and transposes, and merges the padding of a convolution into that.
+    """
+    if op_name(node) in ("pad", "constant_pad_nd"):
+        return any(op_name(user) not in WEIGHTED - {"linear"} for user in node.users) and shape_of(node) != shape_of(
+            tensor_inputs(node)[0]
+        )
+    return op_name(node) == "upsample_nearest2d"
 
 
 def _takes_rounded(plan: _Plan, reader: fx.Node) -> bool:
     """Tell whether a reader may get rounded values because all that is made of them is rounded anyway."""
-    if plan.in_integers(reader) or op_name(reader) == "sym_size":
+    if plan.in_integers(reader) or reader in plan.left or op_name(reader) == "sym_size":
         return True
     if reader in plan.wanted:  # kept float
         return False
@@ -255,16 +251,10 @@ def _weights(plan: _Plan) -> dict[Site, Precision]:
             found[site] = Precision(16, signed=True, symmetric=True, axis=axis, float_type=wanted)
             continue
         # Kernels of depthwise convolutions widen each product by itself and do not saturate.
-        capped = wanted.weights == 8 and not _is_depthwise(node)
+        capped = wanted.weights == 8 and not is_depthwise(node)
         width = min(wanted.weights, plan.rules.weight_bits_cap) if capped else wanted.weights
         found[site] = Precision(width, signed=True, symmetric=True, axis=axis, narrow=True)
     return found
-
-
-def _is_depthwise(node: fx.Node) -> bool:
-    weight = node.args[1]
-    shape = getattr(weight.meta.get("val"), "shape", ()) if isinstance(weight, fx.Node) else ()
-    return conv_groups(node) > 1 and len(shape) == 4 and shape[1] == 1
 
 
 def _activations(plan: _Plan) -> dict[Site, Precision]:
@@ -274,7 +264,7 @@ def _activations(plan: _Plan) -> dict[Site, Precision]:
         if not isinstance(wanted, Bits):
             continue
         base = _asked_by(plan, node, wanted)
-        read = [tensor_inputs(node)[0]] if plan.is_weighted(node) else _activations_read(node)
+        read = [tensor_inputs(node)[0]] if plan.is_weighted(node) else activations_read(node)
         for value in read:
             producers = _producers(plan, value)
             sites = [site for producer in producers for site in _sites_on(plan, producer)]
@@ -282,8 +272,8 @@ def _activations(plan: _Plan) -> dict[Site, Precision]:
                 found[site] = _both(found[site], base) if site in found else base
             if len(producers) > 1:
                 ties.append(set(sites))
-        if plan.rules.operator_outputs and _rank(node) in (2, 4) and _output_wanted(node):
-            for site in _sites_on(plan, _after_relu(node)):
+        if plan.rules.operator_outputs and _has_integer_output(node) and _output_wanted(node):
+            for site in _sites_on(plan, after_relu(node)):
                 found[site] = _both(found[site], base) if site in found else base
     for group in _merged(ties):
         first = min(group)
@@ -304,7 +294,7 @@ def _activations(plan: _Plan) -> dict[Site, Precision]:
 def _asked_by(plan: _Plan, reader: fx.Node, wanted: Bits) -> Precision:
     """Return what a reader asks of the tensors that it reads."""
     rules = plan.rules
-    if op_name(reader) in _PRODUCTS and rules.products_around_zero:
+    if op_name(reader) in PRODUCTS and rules.products_around_zero:
         return Precision(wanted.activations, signed=None, symmetric=True)
     sign = rules.linear_sign if op_name(reader) == "linear" else rules.activation_sign
     unsigned = rules.activation_sign == "unsigned" or sign == "unsigned"
@@ -326,14 +316,14 @@ def _merged(groups: Iterable[set[Site]]) -> list[set[Site]]:
     return joined
 
 
+def _has_integer_output(node: fx.Node) -> bool:
+    """Tell whether there are kernels that write integers: linear operators of more than two dimensions write float."""
+    return op_name(node) == "conv1d" or rank(node) in (2, 4)
+
+
 def _output_wanted(node: fx.Node) -> bool:
     """Outputs of the network stay float; pools keep the grid of what they read."""
     return op_name(node) not in POOLS and not any(user.op == "output" for user in node.users)
-
-
-def _after_relu(node: fx.Node) -> fx.Node:
-    users = list(node.users)
-    return users[0] if len(users) == 1 and op_name(users[0]) in ("relu", "relu6", "hardtanh") else node
 
 
 def _sites_on(plan: _Plan, node: fx.Node) -> list[Site]:
@@ -359,10 +349,26 @@ def _must_write_codes(plan: _Plan, node: fx.Node) -> bool:
     inner = node.args[0] if op_name(node) in ("relu", "relu6", "hardtanh") else node
     if not plan.rules.operator_outputs or not isinstance(inner, fx.Node):
         return False
-    if op_name(inner) != "conv2d" or not plan.in_integers(inner) or not _output_wanted(node):
+    if op_name(inner) not in ("conv2d", "conv1d") or not plan.in_integers(inner) or not _output_wanted(node):
         return False
+    return _may_write_codes(plan, node)
+
+
+def _may_write_codes(plan: _Plan, node: fx.Node) -> bool:
+    """Tell whether the readers of a tensor would take it rounded if nothing had been kept."""
     uniform = replace(plan, wanted={node: Bits(8, 8) for node in plan.wanted})
     return all(_takes_rounded(uniform, reader) for reader in node.users)
+
+
+def _runs_in_float(plan: _Plan, node: fx.Node) -> bool:
+    """Tell whether a convolution can have no round on its output where integer kernels stand between two rounds."""
+    if not plan.rules.operator_outputs or op_name(node) not in WEIGHTED - {"linear"}:
+        return False
+    written = after_relu(node)
+    readers = list(written.users)
+    if len(readers) == 1 and op_name(readers[0]) == "batch_norm":  # becomes limits of the convolution
+        written = readers[0]
+    return not (_output_wanted(written) and _may_write_codes(plan, written))
 
 
 def _changed(old: Precision, wanted: Wanted, weight: bool) -> Precision | None:

@@ -26,7 +26,8 @@ from seatrial.errors import BadInput, unknown_name
 from seatrial.numerics.batch_norm import fold_batch_norm, norm_affine
 from seatrial.numerics.observe import watch
 from seatrial.numerics.ranges import Observed, Range, grid_for
-from seatrial.quant.placement import WEIGHTED, place
+from seatrial.quant.operator_kinds import WEIGHTED
+from seatrial.quant.placement import place
 from seatrial.train.trainable import Norms, trainable, trained
 
 Ends = Literal["8", "same", "float"]
