@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -44,6 +45,11 @@ class Site:
         if match is None:
             raise BadInput(f"site '{text}'", "PATH/OP#N:PORT", "see `seatrial quantize --json`")
         return Site(match["path"], match["op"], int(match["index"]), match["port"])
+
+
+def shape_of(node: fx.Node) -> tuple[Any, ...]:
+    """Return the dimensions of a value as captured, () where they are not known."""
+    return tuple(getattr(node.meta.get("val"), "shape", ()))
 
 
 def op_name(node: fx.Node) -> str:

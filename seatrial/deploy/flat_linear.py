@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from seatrial.core.graph import Graph, copied, finished
 from seatrial.core.realise import tensor_inputs
-from seatrial.core.sites import op_name
+from seatrial.core.sites import op_name, shape_of
 
 aten = torch.ops.aten
 _BY_ELEMENT = {"qdq", "narrow_float", "relu", "gelu", "silu", "hardswish", "sigmoid", "tanh", "mul", "add"}
@@ -45,7 +45,7 @@ def _twin(nodes: fx.Graph, node: fx.Node, flat: dict[fx.Node, fx.Node]) -> fx.No
         source = node.args[0]
         assert isinstance(source, fx.Node)
         read = flat.get(source) or _viewed(nodes, source, _flat_value(source))
-    elif op_name(node) in _BY_ELEMENT and node.args and node.args[0] in flat and _reads_one(node):
+    elif op_name(node) in _BY_ELEMENT and node.args[0] in flat and "val" in node.meta and _reads_one(node):
         read = flat[node.args[0]]  # pyright: ignore[reportArgumentType]
     else:
         return None
@@ -55,18 +55,18 @@ def _twin(nodes: fx.Graph, node: fx.Node, flat: dict[fx.Node, fx.Node]) -> fx.No
 
 
 def _is_spread(node: fx.Node) -> bool:
-    """Tell whether a node is a linear operator on more than three dimensions whose places are known."""
+    """Tell whether a node is a linear operator on more than three dimensions, all but the first known."""
     source = node.args[0] if op_name(node) == "linear" else None
-    shape = _value(source).shape if isinstance(source, fx.Node) else ()
+    shape = shape_of(source) if isinstance(source, fx.Node) else ()
     return len(shape) > 3 and all(isinstance(dim, int) for dim in shape[1:])
 
 
 def _reads_one(node: fx.Node) -> bool:
     """Tell whether everything but the first input is a constant for all places."""
     if op_name(node) == "qdq":
-        return node.args[5] == -1
+        return bool(node.args[5] == -1)
     others = tensor_inputs(node)[1:]
-    return all(value.op == "get_attr" and _value(value).ndim <= 1 for value in others)
+    return all(value.op == "get_attr" and "val" in value.meta and len(shape_of(value)) <= 1 for value in others)
 
 
 def _viewed(nodes: fx.Graph, node: fx.Node, value: Tensor) -> fx.Node:
@@ -76,9 +76,5 @@ def _viewed(nodes: fx.Graph, node: fx.Node, value: Tensor) -> fx.Node:
 
 
 def _flat_value(node: fx.Node) -> Tensor:
-    value = _value(node)
+    value = node.meta["val"]
     return value.reshape(value.shape[0], math.prod(value.shape[1:-1]), value.shape[-1])
-
-
-def _value(node: fx.Node) -> Tensor:
-    return node.meta["val"]

@@ -6,7 +6,7 @@ from torch import fx
 
 from seatrial.core.carrying import CARRIES
 from seatrial.core.realise import tensor_inputs
-from seatrial.core.sites import op_name
+from seatrial.core.sites import op_name, shape_of
 from seatrial.quant.channel_groups import conv_groups
 
 WEIGHTED = {"conv2d", "linear", "conv_transpose2d", "conv1d"}
@@ -22,11 +22,6 @@ PRODUCTS = {"matmul", "bmm"}
 def is_parameter(argument: object) -> bool:
     """Tell whether an argument is a constant of the graph."""
     return isinstance(argument, fx.Node) and argument.op == "get_attr"
-
-
-def shape_of(node: fx.Node) -> tuple[object, ...]:
-    """Return the dimensions of a value, () where they are not known."""
-    return tuple(getattr(node.meta.get("val"), "shape", ()))
 
 
 def rank(node: fx.Node) -> int:

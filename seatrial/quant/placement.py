@@ -13,7 +13,7 @@ from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.precision import Bits, Precision
 from seatrial.core.realise import tensor_inputs
-from seatrial.core.sites import Site, op_name, operators, site_of
+from seatrial.core.sites import Site, op_name, operators, shape_of, site_of
 from seatrial.errors import BadInput
 from seatrial.quant.operator_kinds import (
     ACTIVATIONS,
@@ -28,7 +28,6 @@ from seatrial.quant.operator_kinds import (
     is_parameter,
     origin,
     rank,
-    shape_of,
 )
 
 Wanted = Bits | str
