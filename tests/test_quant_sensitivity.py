@@ -284,9 +284,8 @@ def test_bad_input_is_refused(graph: Graph) -> None:
             estimate(graph, {"w8a8": recipe}, groups, x, rng=generator(0))
     wrong: list[dict[str, Any]] = [
         {"share": 0.0},
-        {"share": 1.0},
+        {"share": 1.1},
         {"masks": 0},
-        {"strength": 0.0},
         {"local_samples": 0},
     ]
     for options in wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_arg
 
 from seatrial.core.carrying import carries
 from seatrial.core.graph import Graph
 from seatrial.core.predictor import Inputs
-from seatrial.core.realise import source
-from seatrial.core.recipe import Recipe
+from seatrial.core.recipe import Affine, Recipe
 from seatrial.core.sites import Site, op_name
 from seatrial.errors import BadInput
 from seatrial.numerics.observe import tensors_of
@@ -25,37 +24,34 @@ from seatrial.quant.resumed import KEPT_BYTES, Resumed, in_parts
 
 @dataclass(frozen=True)
 class MaskGuided:
-    """Masks each rounded tensor, reads the divergence of the answers, and rescales it to each precision's error.
+    """Rounds masked values of each tensor, reads the divergence of the answers, and rescales it to each precision.
 
-    For a site, w is KL(f || f with the site's tensor masked), in nats, and S = w * E_round / E_mask, where E is the
-    relative squared error that rounding or masking makes at the outputs of the operators that read the site, on clean
-    inputs. The sensitivity of a group is the sum over its sites. So the number of forward passes does not depend on
-    that of precisions, and a tensor that several groups read is masked once.
-
-    Limits: a mask errs in proportion to the values, a grid clips the largest and rounds all others alike. Where
-    activations have outliers the ranks suffer: EtinyNet in W8A8 ranks at 0.33, 0.42 and 0.56 against `direct` on 16, 32
-    and 48 pictures. Other networks and all figures: benchmarks/mqe.py.
+    A site is asked once for all precisions: a mask draws values of its tensor, and those are rounded with a step
+    between the finest and the coarsest that a recipe has there. w is KL(f || f with these values moved), in nats, and
+    S = w * E_round / E_mask, where E is the relative squared error that a precision's round or the mask makes at the
+    outputs of the operators that read the site, on clean inputs. The sensitivity of a group is the sum over its sites.
+    So the number of forward passes does not depend on that of precisions, and a tensor that several groups read is
+    masked once. Ranks against `direct` and the cost of both: benchmarks/mqe.py, docs/benchmarks.md.
 
     Source: Huang et al. 2023 (OHQ), mask-guided quantization estimation: masked operators, KL divergence.
-    Departures: the share that the paper masks and how a mask tells bit-widths apart are not known to us. The rescaling
+    Departures: the share that the paper masks and how a mask tells bit-widths apart are not known to us. Masked values
+    are rounded, not set to zero: a mask errs in proportion to the values, a grid clips the largest and rounds all
+    others alike, and where activations have outliers ranks by zeros mislead (docs/decisions/0009-ohq.md). The rescaling
     follows HAWQ (Dong et al. 2019): KL is quadratic in a small perturbation. It is taken at the outputs of operators,
-    and activations are masked as weights are, because in 8 bits their rounds count as much. A mask of full
-    strength saturates the KL, so a masked value goes `strength` of the way to zero, and the rest grows so that the
-    mean stays, as in dropout. Where outputs are no logits the relative squared error stands for the KL, as in `direct`.
+    and activations are masked as weights are, because in 8 bits their rounds count as much. Where outputs are no
+    logits the relative squared error stands for the KL, as in `direct`.
     """
 
-    share: float = 0.1
-    """Bernoulli rate of values set to zero."""
+    share: float = 0.9
+    """Bernoulli rate of values that are rounded."""
     masks: int = 4
     """Masks drawn for each site: the batch is cut into as many parts, each with a mask of its own."""
-    strength: float = 0.1
-    """How far masked values go: 1 sets them to zero."""
     local_samples: int = 4
     """Samples of the batch on which the errors at the operators' outputs are compared."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1 or not 0 < self.strength <= 1 or self.masks < 1 or self.local_samples < 1:
-            raise BadInput(f"{self}", "0 < share < 1, 0 < strength <= 1, at least one mask and sample", "correct it")
+        if not 0 < self.share <= 1 or self.masks < 1 or self.local_samples < 1:
+            raise BadInput(f"{self}", "0 < share <= 1, at least one mask and sample", "correct it")
 
     def estimate(
         self,
@@ -73,23 +69,33 @@ class MaskGuided:
         an empty batch and for outputs that are not finite.
         """
         check(recipes, groups)
-        named = {site for by_precision in groups.values() for sites in by_precision.values() for site in sites}
-        seeds = {site: int(rng.integers(2**63)) for site in sorted(named)}
+        asked: dict[Site, set[str]] = {}
+        for by_precision in groups.values():
+            for precision, sites in by_precision.items():
+                for site in sites:
+                    asked.setdefault(site, set()).add(precision)
+        seeds = {site: int(rng.integers(2**63)) for site in sorted(asked)}
+        anchors = {site: _anchor(site, {name: recipes[name] for name in sorted(asked[site])}) for site in seeds}
         first = next(in_parts(graph, batch, memory_bytes=memory_bytes))
         parts = self._parts(graph, batch, fitting=len(first[0]))
-        moved = self._moved(graph, parts, seeds)
         few = [row[: self.local_samples] for row in first] if isinstance(graph.inputs[0].shape[0], str) else first
+        moved: dict[Site, float] = {}
+        """Divergence that a squared error of 1 at the readers of a site stands for."""
+        for finest in dict.fromkeys(name for name, _ in anchors.values()):
+            network = Resumed(graph, recipes[finest])
+            own = {site: (seeds[site], wider) for site, (name, wider) in anchors.items() if name == finest}
+            moved |= self._moved(graph, network, parts, few, own)
         found: dict[tuple[str, str], float] = {}
         for precision, recipe in recipes.items():
-            asked = {group: sites[precision] for group, sites in groups.items() if precision in sites}
+            wanted = {group: sites[precision] for group, sites in groups.items() if precision in sites}
             network = Resumed(graph, recipe)
             network.clean(few)
             by_site = {
-                site: moved[site] * self._ratio(network, site, seeds[site], len(parts))
-                for site in sorted({site for sites in asked.values() for site in sites})
+                site: moved[site] * _error(network, network.switched_on([site]), _readers(network, site))
+                for site in sorted({site for sites in wanted.values() for site in sites})
             }
             network.forget()
-            for group, sites in asked.items():
+            for group, sites in wanted.items():
                 found[group, precision] = sum(by_site[site] for site in sorted(sites))
         return {(group, precision): found[group, precision] for group in groups for precision in groups[group]}
 
@@ -101,47 +107,76 @@ class MaskGuided:
         size = min(fitting, -(-len(rows[0]) // self.masks))
         return [tuple(row[start : start + size] for row in rows) for start in range(0, len(rows[0]), size)]
 
-    def _moved(self, graph: Graph, parts: Sequence[tuple[Tensor, ...]], seeds: Mapping[Site, int]) -> dict[Site, float]:
-        """Return the divergence that masking each site makes."""
-        totals, scale = dict.fromkeys(seeds, 0.0), 0.0
-        network = Resumed(graph)
+    def _moved(
+        self,
+        graph: Graph,
+        network: Resumed,
+        parts: Sequence[tuple[Tensor, ...]],
+        few: Sequence[Tensor],
+        sites: Mapping[Site, tuple[int, float]],
+    ) -> dict[Site, float]:
+        """Return the divergence that masking each site makes over the squared error at its readers.
+
+        `sites` holds the seed of a site and by what its steps are wider than its grid's.
+        """
+        totals, scale = dict.fromkeys(sites, 0.0), 0.0
         for i, tensors in enumerate(parts):
             answers = Answers.of(graph, tensors)
             scale += answers.scale
             network.clean(tensors)
-            for site, seed in seeds.items():
-                output = network.run_on(self._masked(network, site, (seed, i)))
+            for site, (seed, wider) in sites.items():
+                output = network.run_on(self._masked(network, site, (seed, i), wider))
                 totals[site] += float(answers.moved_by(output).sum())
-        return {site: quotient(total, scale) for site, total in totals.items()}
+        network.clean(few)
+        found = {}
+        for site, (seed, wider) in sites.items():
+            ends, count = _readers(network, site), min(len(parts), self.masks)
+            masked = [_error(network, self._masked(network, site, (seed, i), wider), ends) for i in range(count)]
+            error = float(np.mean(masked))
+            found[site] = quotient(totals[site], scale) / error if error > 0 else 0.0
+        network.forget()
+        return found
 
-    def _ratio(self, network: Resumed, site: Site, seed: int, parts: int) -> float:
-        """Return the error that rounding makes over the mean of those that the masks make."""
-        ends = _readers(network, site)
-        rounded = _error(network, network.switched_on([site]), ends)
-        masked = [_error(network, self._masked(network, site, (seed, i)), ends) for i in range(min(parts, self.masks))]
-        return rounded / np.mean(masked).item() if sum(masked) > 0 else 0.0
-
-    def _masked(self, network: Resumed, site: Site, seed: tuple[int, int]) -> dict[fx.Node, Callable[..., Any]]:
-        """Return the call that masks the tensor at a site, for all its readers or for its operator alone."""
-        if site.operator not in network.operators:
-            raise BadInput(f"the site '{site}' in a group", "an operator of the graph", "group the recipe's rounds")
-        node = network.operators[site.operator]
-        value = source(node, site.port)
+    def _masked(
+        self, network: Resumed, site: Site, seed: tuple[int, int], wider: float
+    ) -> dict[fx.Node, Callable[..., Any]]:
+        """Return the call that rounds masked values at a site, for all its readers or for its operator alone."""
+        ((node, rounds),) = network.switched_on([site]).items()
         chance = np.random.default_rng(seed)
 
-        def masked() -> Tensor:
-            clean = network.values[value]
-            kept = torch.from_numpy(chance.random(tuple(clean.shape), dtype=np.float32) >= self.share).to(clean.dtype)
-            return clean * (1 + self.strength * (kept / (1 - self.share) - 1))
-
-        def call(*_: Any, **__: Any) -> Any:
-            if value is node:
-                return masked()
-            values = {**{read: network.values[read] for read in node.all_input_nodes}, value: masked()}
-            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-            return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        def call(x: Tensor, *args: Any) -> Tensor:
+            drawn = torch.from_numpy(chance.random(tuple(x.shape), dtype=np.float32) < self.share)
+            rounded = rounds(x, *args) if wider == 1 else _rounded_wider(x, *args, wider=wider)
+            return torch.where(drawn, rounded, x)
 
         return {node: call}
+
+
+def _anchor(site: Site, recipes: Mapping[str, Recipe]) -> tuple[str, float]:
+    """Return the precision that is finest at a site, and by what factor wider steps a mask takes there.
+
+    A quarter of the bits between the finest and the coarsest precision: errors near the fine end rank both ends.
+    """
+    bits: dict[str, float] = {}
+    for name, recipe in recipes.items():
+        for edit in recipe.rounds:
+            if edit.site == site:
+                bits[name] = edit.grid.bits if isinstance(edit.grid, Affine) else math.inf
+    if bits.keys() != recipes.keys():
+        raise BadInput(f"the site '{site}' in a group", "a site that the recipe rounds", "group its rounds")
+    finest = max(bits, key=lambda name: bits[name])
+    between = (bits[finest] - min(bits.values())) / 4
+    return finest, 2**between if math.isfinite(between) else 1.0
+
+
+def _rounded_wider(
+    x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int, *, wider: float
+) -> Tensor:
+    """Return `x` on steps that are `wider` times those of a grid, within the range of that grid."""
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)] if axis >= 0 else []
+    step, zero = scale.reshape(shape), zero_point.reshape(shape)
+    rounded = (x / (wider * step)).round() * (wider * step)
+    return torch.minimum(torch.maximum(rounded, (low - zero) * step), (high - zero) * step)
 
 
 def _readers(network: Resumed, site: Site) -> list[fx.Node]:
