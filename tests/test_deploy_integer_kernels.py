@@ -50,6 +50,20 @@ class Upsampled(nn.Module):
         return self.last(self.line(x.flatten(2)).relu())
 
 
+class Excited(nn.Module):
+    """A squeeze-and-excite branch and swishes between convolutions, a mean, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.up = nn.Conv2d(3, 16, 3, 2), nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
+        self.last, self.act, self.head = nn.Conv2d(16, 24, 1), nn.SiLU(), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(4 * x - 2))
+        x = x * self.up(self.act(self.down(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return self.head(self.act(self.last(x)).mean((2, 3)))
+
+
 def pictures(seed: int) -> Tensor:
     return torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
 
@@ -87,6 +101,14 @@ def test_onnxruntime_runs_the_window_and_the_classifier_in_integers(tmp_path: Pa
     found = kernels(target, artefact)
     assert (found["MatMulIntegerToFloat"], found["QGemm"], found["Conv"]) == (1, 1, 1)  # the patches feed a layer norm
     assert not found.keys() & {"MatMulNBits", "Gemm", "MatMul"}
+
+
+def test_onnxruntime_runs_swishes_and_means_in_integers(tmp_path: Path) -> None:
+    target = OnnxRuntime()
+    found = kernels(target, compiled(Excited, target, tmp_path))
+    assert (found["QLinearGlobalAveragePool"], found["QLinearSigmoid"], found["QLinearMul"]) == (2, 4, 4)
+    assert (found["QLinearConv"], found["QGemm"]) == (4, 1)
+    assert not found.keys() & {"ReduceMean", "GlobalAveragePool", "Sigmoid", "Conv", "Gemm"}
 
 
 def test_onnxruntime_runs_convolutions_around_an_upsampling_and_along_a_line_in_integers(tmp_path: Path) -> None:

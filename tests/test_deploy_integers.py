@@ -83,7 +83,23 @@ class NormsLast(nn.Module):
         return self.head(x).mean((2, 3))
 
 
-NETWORKS = {"residual": Residual, "inverted": Inverted, "norms last": NormsLast}
+class Swishes(nn.Module):
+    """Squeeze-and-excite with swishes, written both ways, and means with and without their places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.down, self.up, self.act = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1), nn.SiLU()
+        self.last, self.head = nn.Conv2d(16, 24, 1), nn.Linear(24, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.deep(self.act(self.stem(4 * x - 2))))
+        x = x * self.up(self.act(self.down(x.mean((2, 3), keepdim=True)))).sigmoid()
+        x = self.last(x)
+        return self.head((x * x.sigmoid()).mean((-1, -2)))
+
+
+NETWORKS = {"residual": Residual, "inverted": Inverted, "norms last": NormsLast, "swishes": Swishes}
 
 
 def pictures(seed: int, count: int = 32) -> Tensor:

@@ -68,14 +68,14 @@ class Case:
 
     def write(self, rounds: Sequence[Round], path: Path) -> ExportedOnnx:
         mixed = isinstance(self.target, OnnxRuntime)
-        return self.template.write(rounds, path, integer_biases=mixed)
+        return self.template.write(rounds, path, for_onnxruntime=mixed)
 
     def export(self, rounds: Sequence[Round], path: Path) -> ExportedOnnx:
         """Export the graph with these rounds by itself."""
         edits = [edit for edit in self.recipe.edits if not isinstance(edit, Round)]
         rounded = realise(self.graph, replace(self.recipe, edits=(*edits, *rounds)))
         mixed = isinstance(self.target, OnnxRuntime)
-        return write_onnx(self.target.prepared(rounded), path, integer_biases=mixed)
+        return write_onnx(self.target.prepared(rounded), path, for_onnxruntime=mixed)
 
 
 @cache

@@ -85,7 +85,7 @@ class ChipMeter:
         if self._template is None or not isinstance(self.target, OpenVino | OnnxRuntime):
             return self.target.compile(realise(self.graph, recipe), path, bits="mixed")
         mixed = isinstance(self.target, OnnxRuntime)
-        exported = self._template.write(recipe.rounds, path.with_name(path.name + ".onnx"), integer_biases=mixed)
+        exported = self._template.write(recipe.rounds, path.with_name(path.name + ".onnx"), for_onnxruntime=mixed)
         return self.target.artefact(exported, "mixed")
 
     def _reading(self, recipe: Recipe, rounds: int) -> Reading:

@@ -20,6 +20,7 @@ from seatrial.deploy.anonymous import anonymous_program
 from seatrial.deploy.onnx_biases import float_weights_between_rounds, round_biases
 from seatrial.deploy.onnx_cleaning import clean
 from seatrial.deploy.onnx_constants import Names, drop_empty_pads, drop_unused, fold_transposes, own_constants
+from seatrial.deploy.onnx_integer_kernels import pool_globally, round_sigmoids
 from seatrial.deploy.onnx_lowering import DOMAIN, lower
 from seatrial.errors import BadInput
 
@@ -45,7 +46,7 @@ def write_onnx(
     path: Path,
     *,
     native_floats: frozenset[str] = frozenset(),
-    integer_biases: bool = False,
+    for_onnxruntime: bool = False,
     largest_single_file: int = LARGEST_SINGLE_FILE,
 ) -> ExportedOnnx:
     """Write `graph` to the ONNX file `path`; weights above `largest_single_file` bytes go to `path`.data beside it.
@@ -53,7 +54,7 @@ def write_onnx(
     Rounds become QuantizeLinear and DequantizeLinear with core.qdq's rounding (half to even); rounded weights are
     stored as integers. Inputs carry the names and dynamic dimensions of `graph.inputs`; the output is `output`. Equal
     graphs give equal bytes. Rounds to a float type in `native_floats` are left to the runtime. With
-    `integer_biases`, the biases of operators with rounded inputs and weights become integers.
+    `for_onnxruntime`, means, swishes and biases are written as that runtime's integer kernels want them.
     Raises BadInput that names the operator and the module that ONNX cannot express, NotApplicable for a grid that
     it cannot.
 
@@ -65,7 +66,7 @@ def write_onnx(
         translated(graph),
         path,
         native_floats=native_floats,
-        integer_biases=integer_biases,
+        for_onnxruntime=for_onnxruntime,
         largest_single_file=largest_single_file,
     )
 
@@ -76,7 +77,7 @@ def finish(
     path: Path,
     *,
     native_floats: frozenset[str],
-    integer_biases: bool,
+    for_onnxruntime: bool,
     largest_single_file: int = LARGEST_SINGLE_FILE,
 ) -> ExportedOnnx:
     """Write what `translated` gave for `graph` as standard ONNX, changing it in place; see `write_onnx`."""
@@ -86,7 +87,9 @@ def finish(
     fold_transposes(model.graph, names)
     own_constants(model.graph, names)
     float_weights = tuple(float_weights_between_rounds(model.graph))
-    if integer_biases:
+    if for_onnxruntime:
+        pool_globally(model.graph, names)
+        round_sigmoids(model.graph, names)
         round_biases(model.graph, names)
     drop_unused(model.graph)
     clean(graph, model)

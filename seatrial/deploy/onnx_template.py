@@ -57,7 +57,7 @@ class OnnxTemplate:
         path: Path,
         *,
         native_floats: frozenset[str] = frozenset(),
-        integer_biases: bool = False,
+        for_onnxruntime: bool = False,
     ) -> ExportedOnnx:
         """Write the file with these rounds to `path`; options as `write_onnx` has them.
 
@@ -90,7 +90,7 @@ class OnnxTemplate:
             model,
             path,
             native_floats=native_floats,
-            integer_biases=integer_biases,
+            for_onnxruntime=for_onnxruntime,
         )
 
 

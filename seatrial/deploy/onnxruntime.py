@@ -20,6 +20,7 @@ from seatrial.deploy.integers import in_integers
 from seatrial.deploy.machine import weight_bits_cap
 from seatrial.deploy.onnx_export import ExportedOnnx, write_onnx
 from seatrial.deploy.onnxruntime_arithmetic import OnnxRuntimeArithmetic
+from seatrial.deploy.rounded_sigmoid import rounded_sigmoids
 from seatrial.deploy.session_predictor import SessionPredictor
 from seatrial.deploy.stopwatch import Stopwatch, Subject
 from seatrial.errors import BadInput, NotApplicable
@@ -65,7 +66,7 @@ class OnnxRuntime(Target):
     def compile(self, graph: Graph, path: Path, *, bits: str) -> Artefact:
         if bits in ("bf16", "fp16"):
             raise NotApplicable(f"ONNX Runtime's CPU kernels do not run {bits}")
-        exported = write_onnx(self.prepared(graph), path.with_name(path.name + ".onnx"), integer_biases=True)
+        exported = write_onnx(self.prepared(graph), path.with_name(path.name + ".onnx"), for_onnxruntime=True)
         return self.artefact(exported, bits)
 
     def artefact(self, exported: ExportedOnnx, bits: str) -> Artefact:
@@ -80,7 +81,7 @@ class OnnxRuntime(Target):
         return clamped_norms(graph)
 
     def simulated(self, graph: Graph) -> Graph:
-        return in_integers(self.prepared(graph), OnnxRuntimeArithmetic())
+        return in_integers(rounded_sigmoids(self.prepared(graph)), OnnxRuntimeArithmetic())
 
     def open(self, artefact: Artefact, *, threads: int) -> Predictor:
         if artefact.format != "onnx":

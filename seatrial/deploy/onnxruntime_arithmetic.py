@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from seatrial.core.realise import tensor_inputs
-from seatrial.core.sites import op_name
+from seatrial.core.sites import op_name, shape_of
 from seatrial.deploy.integers import UNIT, Arithmetic, Codes, Grid, Rewriting, aten, by_channel, limits
 
 
@@ -46,6 +46,8 @@ class OnnxRuntimeArithmetic(Arithmetic):
                 sums = edit.call(aten.relu.default, sums, like=node)
             return edit.to_codes(edit.scaled(sums, product.scale / grid.scale), grid, node)
         read = [edit.codes.get(value) for value in tensor_inputs(inner)]
+        if len(read) == 1 and read[0] and read[0].grid and (places := _averaged(inner)):
+            return _mean(edit, node, inner, read[0], grid, places)
         if len(read) == 2 and read[0] and read[1] and read[0].grid and read[1].grid and not inner.kwargs:
             if op_name(inner) == "add":
                 return _sum(edit, node, read[0], read[1], grid)
@@ -53,6 +55,22 @@ class OnnxRuntimeArithmetic(Arithmetic):
                 return _gated(edit, node, read[0], read[1], grid)
         ratio = edit.call(aten.div.Tensor, source, edit.constant(grid.scale, "scale"), like=node)
         return edit.to_codes(ratio, grid, node)
+
+
+def _averaged(node: fx.Node) -> int:
+    """Return over how many places a mean over whole pictures goes, 0 for any other operator."""
+    shape, axes = shape_of(tensor_inputs(node)[0]), node.args[1] if len(node.args) > 1 else None
+    if op_name(node) != "mean" or len(shape) != 4 or not isinstance(axes, list | tuple):
+        return 0
+    if sorted(int(str(axis)) % 4 for axis in axes) != [2, 3] or not all(isinstance(dim, int) for dim in shape[2:]):
+        return 0
+    return shape[2] * shape[3]
+
+
+def _mean(edit: Rewriting, node: fx.Node, inner: fx.Node, read: Codes, grid: Grid, places: int) -> fx.Node:
+    """sum(a - zero_a) * (s_a / (s * places)), the sum exact."""
+    total = edit.call(aten.sum.dim_IntList, read.node, *inner.args[1:], like=inner)
+    return edit.to_codes(edit.scaled(total, read.scale / (grid.scale * float(places))), grid, node)
 
 
 def _without_limits(value: fx.Node, grid: Grid) -> fx.Node:
