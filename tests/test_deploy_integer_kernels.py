@@ -68,7 +68,7 @@ def pictures(seed: int) -> Tensor:
     return torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
 
 
-def rounded(kind: type[nn.Module], target: Target) -> Graph:
+def rounded(kind: type[nn.Module], target: OnnxRuntime | OpenVino) -> Graph:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         graph = fold_batch_norm(capture(kind().eval(), pictures(0)[:2]))
@@ -76,7 +76,7 @@ def rounded(kind: type[nn.Module], target: Target) -> Graph:
     return realise(graph, Nearest().plan(graph, [pictures(1)], sites, rng=generator(0)))
 
 
-def compiled(kind: type[nn.Module], target: Target, folder: Path) -> Artefact:
+def compiled(kind: type[nn.Module], target: OnnxRuntime | OpenVino, folder: Path) -> Artefact:
     if not target.installed():
         pytest.skip(f"{target.name} is not installed")
     graph = rounded(kind, target)
