@@ -107,6 +107,8 @@ def test_a_convolution_whose_output_must_stay_float_stays_float_where_outputs_ar
     assert list(quantizable(graph, OUTPUTS_TOO, keep=["stem"])) == []  # a pattern may name it all the same
     asked = place(graph, OUTPUTS_TOO, W8A8, keep=["next=w8a8"])
     assert ports(asked) == {"next/conv2d#0:weight", "next/conv2d#0:input0"}
+    assert place_operators(graph, OUTPUTS_TOO, {"next/conv2d#0": W8A8}) == asked
+    assert list(quantizable(graph, OUTPUTS_TOO, keep=["next=w8a8"])) == ["next/conv2d#0"]
 
 
 @both_rules

@@ -83,8 +83,8 @@ def round_sigmoids(graph: ir.Graph, names: Names) -> None:
             continue
         base = str(node.outputs[0].name)
         grid = [
-            add_constant(graph, names, f"{base}_scale", np.float32(SIGMOID_STEP)),
-            add_constant(graph, names, f"{base}_zero_point", np.uint8(0)),
+            add_constant(graph, names, f"{base}_scale", np.asarray(SIGMOID_STEP, np.float32)),
+            add_constant(graph, names, f"{base}_zero_point", np.asarray(0, np.uint8)),
         ]
         codes, rounded = (ir.Value(name=names.free(f"{base}_{what}")) for what in ("codes", "rounded"))
         start = ir.Node("", "QuantizeLinear", [node.outputs[0], *grid], outputs=[codes])

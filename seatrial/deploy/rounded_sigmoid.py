@@ -16,8 +16,8 @@ aten = torch.ops.aten
 def rounded_sigmoids(graph: Graph) -> Graph:
     """Return a graph whose swishes x * sigmoid(x) between two rounds of 8 bits round the sigmoid to steps of 1/256.
 
-    It is what `onnx_integer_kernels.round_sigmoids` writes into the file. x * sigmoid(x) errs by |x| / 512 at most, half
-    a step of an 8-bit grid from 0 to |x|. Departures: a grid that no quantizer plans, because its range is known.
+    It is what `onnx_integer_kernels.round_sigmoids` writes into the file. x * sigmoid(x) errs by |x| / 512 at most,
+    half a step of an 8-bit grid from 0 to |x|. Departures: a grid that no quantizer plans, because its range is known.
     """
     if not any(_swished(node) for node in graph.nodes()):
         return graph

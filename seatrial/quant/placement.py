@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -67,7 +67,7 @@ def place_operators(graph: Graph, rules: PlacementRules, wanted: Mapping[str, Wa
     `place` decides by patterns, this by operator (as `quantizable` names them); rounds stand where `place` has them.
     Raises BadInput for an operator that these rules keep in float.
     """
-    plan = _Plan.of(graph, rules, Bits(8, 8), ())
+    plan = _Plan.of(graph, rules, Bits(8, 8), (), asked=wanted)
     able = [plan.names[node] for node in plan.wanted]
     unknown = [name for name in wanted if name not in able]
     if unknown:
@@ -123,18 +123,21 @@ class _Plan:
     """The first and the last weighted operator."""
 
     @staticmethod
-    def of(graph: Graph, rules: PlacementRules, bits: Bits, kept: Sequence[_Keep]) -> _Plan:
+    def of(
+        graph: Graph, rules: PlacementRules, bits: Bits, kept: Sequence[_Keep], *, asked: Container[str] = ()
+    ) -> _Plan:
+        """Return the plan with `bits` everywhere but for `kept`; operators of both, and `asked`, are never left out."""
         names = {node: name for name, node in operators(graph).items()}
         weighted = [node for node in names if op_name(node) in WEIGHTED and is_parameter(node.args[1])]
         ends = frozenset({weighted[0], weighted[-1]} if weighted else ())
         left: frozenset[fx.Node] = frozenset()
+        named = {node for node in names if names[node] in asked}
         while True:
             integer = {node for node in weighted if node not in left}
             for node in names:
                 if _joins_integers(node, integer, rules):
                     integer.add(node)
             wanted = dict[fx.Node, Wanted]()
-            asked = set[fx.Node]()
             for node in names:
                 if node not in integer:
                     continue
@@ -143,9 +146,9 @@ class _Plan:
                 for wish in kept:
                     if wish.matches(names[node], names[node].rsplit("/", 1)[0]):
                         wanted[node] = wish.wanted
-                        asked.add(node)
+                        named.add(node)
             plan = _Plan(rules, names, wanted, left, ends)
-            stuck = {node for node in wanted if node not in asked and _runs_in_float(plan, node)}
+            stuck = {node for node in wanted if node not in named and _runs_in_float(plan, node)}
             if not stuck:
                 return plan
             left |= stuck
