@@ -212,6 +212,15 @@ def test_one_linear_operator_estimated_is_one_measured() -> None:
     assert estimated["6"] / estimated["8"] == pytest.approx((127 / 31) ** 2, rel=0.15)
 
 
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+def test_a_site_alone_in_its_own_precision_is_the_direct_measure(graph: Graph, bits: str) -> None:
+    recipe, x = planned(graph, bits), pictures()
+    groups = {str(edit.site): {bits: frozenset({edit.site})} for edit in recipe.rounds}
+    oracle = direct(graph, {bits: recipe}, groups, x)
+    found = MaskGuided(share=1.0).estimate(graph, {bits: recipe}, groups, x, rng=generator(0))
+    assert found == pytest.approx(oracle, rel=1e-5)
+
+
 def test_estimates_repeat_with_their_seed_and_change_nothing(graph: Graph) -> None:
     recipes = {bits: planned(graph, bits) for bits in ("w8a8", "w4a4")}
     names = by_operator(recipes["w8a8"])

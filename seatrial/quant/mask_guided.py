@@ -31,7 +31,7 @@ class MaskGuided:
     S = w * E_round / E_mask, where E is the relative squared error that a precision's round or the mask makes at the
     outputs of the operators that read the site, on clean inputs. The sensitivity of a group is the sum over its sites.
     So the number of forward passes does not depend on that of precisions, and a tensor that several groups read is
-    masked once. Ranks against `direct` and the cost of both: benchmarks/mqe.py, docs/benchmarks.md.
+    masked once. Ranks against `direct` and the cost of both: benchmarks/mqe.py, docs/studies/ohq.md.
 
     Source: Huang et al. 2023 (OHQ), mask-guided quantization estimation: masked operators, KL divergence.
     Departures: the share that the paper masks and how a mask tells bit-widths apart are not known to us. Masked values
@@ -79,8 +79,7 @@ class MaskGuided:
         first = next(in_parts(graph, batch, memory_bytes=memory_bytes))
         parts = self._parts(graph, batch, fitting=len(first[0]))
         few = [row[: self.local_samples] for row in first] if isinstance(graph.inputs[0].shape[0], str) else first
-        moved: dict[Site, float] = {}
-        """Divergence that a squared error of 1 at the readers of a site stands for."""
+        moved: dict[Site, float] = {}  # what a relative squared error of 1 at a site's readers would diverge by
         for finest in dict.fromkeys(name for name, _ in anchors.values()):
             network = Resumed(graph, recipes[finest])
             own = {site: (seeds[site], wider) for site, (name, wider) in anchors.items() if name == finest}
