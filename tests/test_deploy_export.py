@@ -135,6 +135,35 @@ def test_linear_weights_of_token_models_are_turned_once(folder: Path) -> None:
     np.testing.assert_allclose(result, answer(graph, x), rtol=1e-4, atol=1e-5)
 
 
+class Means(nn.Module):
+    """Means over pictures, rows and tokens, and a swish whose output is not rounded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.mean(3).mean((1, 2), keepdim=True)
+        tokens = x.permute(0, 2, 3, 1).mean((1, 2))
+        pooled = x.mean((-1, -2), keepdim=True).flatten(1) + x.mean((2, 3)) + tokens + rows.flatten(1)
+        return self.head(x.mean((1, 2)) * x.mean((1, 2)).sigmoid()) + pooled.sum(1, keepdim=True)
+
+
+def test_only_means_over_pictures_become_pools_and_only_for_onnxruntime(folder: Path) -> None:
+    graph = capture(Means(), PICTURES)
+    plain = write_onnx(graph, folder / "plain.onnx").path
+    pooled = write_onnx(graph, folder / "pooled.onnx", for_onnxruntime=True).path
+    kinds = [Counter(node.op_type for node in onnx.load(path).graph.node) for path in (plain, pooled)]
+    assert kinds[0]["GlobalAveragePool"] == 0
+    pools = kinds[1]["GlobalAveragePool"]
+    assert pools >= 1
+    assert kinds[1]["ReduceMean"] == kinds[0]["ReduceMean"] - pools
+    assert kinds[1]["ReduceMean"] >= 3  # over rows, over tokens and over channels with rows
+    assert kinds[1]["QuantizeLinear"] == 0  # no swish between two rounds
+    found = ReferenceEvaluator(onnx.load(pooled)).run(None, {"image": PICTURES.numpy()})[0]
+    np.testing.assert_allclose(found, answer(graph, PICTURES), rtol=1e-4, atol=1e-5)
+
+
 def test_equal_graphs_give_equal_bytes_in_another_process(w8a8: tuple[Graph, Path], folder: Path) -> None:
     again = folder / "again.onnx"
     script = (
