@@ -150,8 +150,9 @@ def nncf_models(name: str, task: Task, plain: Artefact, folder: Path, batch: int
         kind = nncf.ModelType.TRANSFORMER if name in TRANSFORMERS else None
         quantized = nncf.quantize(model, nncf.Dataset(arrays), subset_size=len(arrays), model_type=kind)
         try:
-            quantized.reshape({port: [batch, *shape[1:]] for port, shape in zip(quantized.inputs, shapes, strict=True)})
-            quantized.reshape({port: [-1, *shape[1:]] for port, shape in zip(quantized.inputs, shapes, strict=True)})
+            for size in (batch, -1):
+                ports = zip(quantized.inputs, shapes, strict=True)
+                quantized.reshape({port: [size, *shape[1:]] for port, shape in ports})
         except RuntimeError as error:
             print(f"{name}: no {label} at batch {batch}: {str(error).splitlines()[0]}", file=sys.stderr)
             continue

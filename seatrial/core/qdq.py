@@ -11,7 +11,8 @@ _SLACK = 1e-3
 """Steps by which a value at the end of a grid may lie beyond it: its scale was rounded."""
 
 
-def _shaped(values: Tensor, x: Tensor, axis: int) -> Tensor:
+def shaped(values: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Return one value per channel in the shape that broadcasts over `x` along `axis`; a scalar as it is (axis -1)."""
     if axis < 0:
         return values
     shape = [1] * x.ndim
@@ -27,7 +28,7 @@ def _wide(x: Tensor) -> torch.dtype:
 def _ratio_and_zero(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return x / scale, the scale and the zero point, the latter two shaped to broadcast."""
     wide = _wide(x)
-    divisor, zero = _shaped(scale, x, axis).to(wide), _shaped(zero_point, x, axis).to(wide)
+    divisor, zero = shaped(scale, x, axis).to(wide), shaped(zero_point, x, axis).to(wide)
     return torch.div(x.to(wide), divisor), divisor, zero
 
 

@@ -19,8 +19,8 @@ def flat_linears(graph: Graph) -> Graph:
     """Return a graph whose linear operators on [n, h, w, c] run on [n, h * w, c]; the graph itself without such.
 
     OpenVINO computes the zero point of a rounded input inside the operator only up to three dimensions; with four a
-    subtraction of its own follows, which took a sixth of ConvNeXt-Tiny's time (docs/decisions/0009-ohq.md). What is
-    computed by element behind it stays flat, so that activations and rounds still run inside the operator.
+    subtraction of its own follows, which took a sixth of ConvNeXt-Tiny's time. What is computed by element behind it
+    stays flat, so that activations and rounds still run inside the operator (docs/decisions/0002-placement.md).
     """
     if not any(_is_spread(node) for node in graph.nodes()):
         return graph

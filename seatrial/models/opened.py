@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from seatrial.core.graph import Graph, capture, from_program, with_normalization
 from seatrial.core.pipeline import Pipeline
-from seatrial.core.sites import signature
+from seatrial.core.sites import shape_of, signature
 from seatrial.core.task import LabelMap
 from seatrial.errors import BadInput, unknown_name
 from seatrial.models.artefact import ArtefactModel, open_artefact
@@ -129,7 +129,7 @@ def output_count(graph: Graph) -> int | None:
     """Return N for a graph whose output is [batch, N], else None."""
     output = next(node for node in graph.module.graph.nodes if node.op == "output")
     value = output.args[0]
-    shape: Sequence[object] = getattr(value.meta.get("val"), "shape", ()) if isinstance(value, fx.Node) else ()
+    shape = shape_of(value) if isinstance(value, fx.Node) else ()
     last = shape[1] if len(shape) == 2 else None
     return last if isinstance(last, int) else None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from seatrial.core.graph import Graph
-from seatrial.core.sites import attribute, op_name
+from seatrial.core.sites import attribute, op_name, shape_of
 
 _HOMOGENEOUS = {"relu", "leaky_relu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "contiguous", "clone"}
 """f(x / s) = f(x) / s for a positive scale of each channel, on pictures [batch, channels, height, width]."""
@@ -95,7 +95,7 @@ class _Union:
 
 
 def _rank(node: fx.Node) -> int:
-    return len(getattr(node.meta.get("val"), "shape", ()))
+    return len(shape_of(node))
 
 
 def _owns_parameters(graph: Graph, node: fx.Node) -> bool:

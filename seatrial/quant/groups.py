@@ -10,7 +10,7 @@ from torch import fx
 from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.realise import tensor_inputs
-from seatrial.core.sites import op_name
+from seatrial.core.sites import op_name, shape_of
 from seatrial.quant.operator_kinds import POOLS, WEIGHTED, is_gate, origin
 from seatrial.quant.placement import quantizable
 
@@ -182,8 +182,7 @@ def _parts(value: fx.Node) -> list[fx.Node]:
 
 
 def _shape(node: fx.Node) -> str:
-    held = node.meta.get("val")
-    return "x".join("n" if not isinstance(dim, int) else str(dim) for dim in getattr(held, "shape", ()))
+    return "x".join("n" if not isinstance(dim, int) else str(dim) for dim in shape_of(node))
 
 
 def _group(nodes: list[fx.Node], names: list[str]) -> OperatorGroup:

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from seatrial.core.carrying import carries
 from seatrial.core.graph import Graph
 from seatrial.core.predictor import Inputs
+from seatrial.core.qdq import shaped
 from seatrial.core.recipe import Affine, Recipe
 from seatrial.core.sites import Site, op_name
 from seatrial.errors import BadInput
@@ -75,7 +76,11 @@ class MaskGuided:
                 for site in sites:
                     asked.setdefault(site, set()).add(precision)
         seeds = {site: int(rng.integers(2**63)) for site in sorted(asked)}
-        anchors = {site: _anchor(site, {name: recipes[name] for name in sorted(asked[site])}) for site in seeds}
+        bits = {
+            name: {edit.site: edit.grid.bits if isinstance(edit.grid, Affine) else math.inf for edit in recipe.rounds}
+            for name, recipe in recipes.items()
+        }
+        anchors = {site: _anchor(site, {name: bits[name] for name in sorted(asked[site])}) for site in seeds}
         first = next(in_parts(graph, batch, memory_bytes=memory_bytes))
         parts = self._parts(graph, batch, fitting=len(first[0]))
         few = [row[: self.local_samples] for row in first] if isinstance(graph.inputs[0].shape[0], str) else first
@@ -151,20 +156,16 @@ class MaskGuided:
         return {node: call}
 
 
-def _anchor(site: Site, recipes: Mapping[str, Recipe]) -> tuple[str, float]:
+def _anchor(site: Site, bits: Mapping[str, Mapping[Site, float]]) -> tuple[str, float]:
     """Return the precision that is finest at a site, and by what factor wider steps a mask takes there.
 
     A quarter of the bits between the finest and the coarsest precision: errors near the fine end rank both ends.
     """
-    bits: dict[str, float] = {}
-    for name, recipe in recipes.items():
-        for edit in recipe.rounds:
-            if edit.site == site:
-                bits[name] = edit.grid.bits if isinstance(edit.grid, Affine) else math.inf
-    if bits.keys() != recipes.keys():
+    if any(site not in rounded for rounded in bits.values()):
         raise BadInput(f"the site '{site}' in a group", "a site that the recipe rounds", "group its rounds")
-    finest = max(bits, key=lambda name: bits[name])
-    between = (bits[finest] - min(bits.values())) / 4
+    here = {name: rounded[site] for name, rounded in bits.items()}
+    finest = max(here, key=lambda name: here[name])
+    between = (here[finest] - min(here.values())) / 4
     return finest, 2**between if math.isfinite(between) else 1.0
 
 
@@ -172,8 +173,7 @@ def _rounded_wider(
     x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int, *, wider: float
 ) -> Tensor:
     """Return `x` on steps that are `wider` times those of a grid, within the range of that grid."""
-    shape = [-1 if i == axis else 1 for i in range(x.ndim)] if axis >= 0 else []
-    step, zero = scale.reshape(shape), zero_point.reshape(shape)
+    step, zero = shaped(scale, x, axis), shaped(zero_point, x, axis)
     rounded = (x / (wider * step)).round() * (wider * step)
     return torch.minimum(torch.maximum(rounded, (low - zero) * step), (high - zero) * step)
 

@@ -9,7 +9,10 @@ from seatrial.core.realise import tensor_inputs
 from seatrial.core.sites import op_name, shape_of
 from seatrial.quant.channel_groups import conv_groups
 
-WEIGHTED = {"conv2d", "linear", "conv_transpose2d", "conv1d"}
+CONVOLUTIONS = {"conv2d", "conv_transpose2d", "conv1d"}
+WEIGHTED = {"linear", *CONVOLUTIONS}
+CLIPS = {"relu", "relu6", "hardtanh"}
+"""Activations that a convolution computes in its round."""
 ACTIVATIONS = {
     *("relu", "relu6", "hardtanh", "clamp", "clamp_min", "leaky_relu", "elu", "hardswish", "hardsigmoid"),
     *("sigmoid", "silu", "gelu", "mish", "tanh"),
@@ -75,4 +78,4 @@ def before_softmax(node: fx.Node) -> bool:
 def after_relu(node: fx.Node) -> fx.Node:
     """Return the clipping activation that alone reads a value, else the value itself."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and op_name(users[0]) in ("relu", "relu6", "hardtanh") else node
+    return users[0] if len(users) == 1 and op_name(users[0]) in CLIPS else node

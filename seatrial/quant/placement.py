@@ -17,6 +17,8 @@ from seatrial.core.sites import Site, op_name, operators, shape_of, site_of
 from seatrial.errors import BadInput
 from seatrial.quant.operator_kinds import (
     ACTIVATIONS,
+    CLIPS,
+    CONVOLUTIONS,
     POOLS,
     PRODUCTS,
     WEIGHTED,
@@ -50,7 +52,7 @@ def place(graph: Graph, rules: PlacementRules, bits: Bits, *, keep: Iterable[str
     precision = {**_weights(plan), **_activations(plan)}
     for wish in kept:
         sites = [site for site in precision if wish.matches(str(site), site.operator, site.path)]
-        if not sites and not any(wish.matches(name, name.rsplit("/", 1)[0]) for name in plan.known):
+        if not sites and not any(wish.takes(name) for name in plan.known):
             raise _no_match(wish, plan)
         for site in sites:
             new = _changed(precision[site], wish.wanted, site.port == "weight")
@@ -86,7 +88,7 @@ def quantizable(graph: Graph, rules: PlacementRules, *, keep: Iterable[str] = ()
     kept = [_Keep.parse(text) for text in keep]
     plan = _Plan.of(graph, rules, Bits(8, 8), kept)
     for wish in kept:
-        if not any(wish.matches(name, name.rsplit("/", 1)[0]) for name in plan.known):
+        if not any(wish.takes(name) for name in plan.known):
             raise _no_match(wish, plan)
     return {plan.names[node]: node for node in plan.wanted if plan.in_integers(node)}
 
@@ -109,6 +111,9 @@ class _Keep:
     def matches(self, *names: str) -> bool:
         return any(fnmatchcase(name, self.pattern) for name in names)
 
+    def takes(self, operator: str) -> bool:
+        return self.matches(operator, operator.rsplit("/", 1)[0])
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -130,33 +135,32 @@ class _Plan:
         names = {node: name for name, node in operators(graph).items()}
         weighted = [node for node in names if op_name(node) in WEIGHTED and is_parameter(node.args[1])]
         ends = frozenset({weighted[0], weighted[-1]} if weighted else ())
+        wide = Bits(max(8, bits.weights), max(8, bits.activations))
+        named = {node for node, name in names.items() if name in asked or any(wish.takes(name) for wish in kept)}
         left: frozenset[fx.Node] = frozenset()
-        named = {node for node in names if names[node] in asked}
         while True:
-            integer = {node for node in weighted if node not in left}
+            integer = set(weighted) - left
             for node in names:
                 if _joins_integers(node, integer, rules):
                     integer.add(node)
-            wanted = dict[fx.Node, Wanted]()
-            for node in names:
-                if node not in integer:
-                    continue
-                wide = Bits(max(8, bits.weights), max(8, bits.activations))
-                wanted[node] = wide if node in ends else bits
-                for wish in kept:
-                    if wish.matches(names[node], names[node].rsplit("/", 1)[0]):
-                        wanted[node] = wish.wanted
-                        named.add(node)
-            plan = _Plan(rules, names, wanted, left, ends)
-            stuck = {node for node in wanted if node not in named and _runs_in_float(plan, node)}
+            everything = {node: wide if node in ends else bits for node in names if node in integer}
+            plan = _Plan(rules, names, everything, left, ends)
+            stuck = {node for node in everything if node not in named and _runs_in_float(plan, node)}
             if not stuck:
-                return plan
+                break
             left |= stuck
+        wishes = {node: wish.wanted for node in everything for wish in kept if wish.takes(names[node])}
+        return replace(plan, wanted={**everything, **wishes})
 
     @property
     def known(self) -> list[str]:
         """The names of the operators that patterns may match."""
         return [self.names[node] for node in self.names if node in self.wanted or node in self.left]
+
+    @property
+    def unkept(self) -> _Plan:
+        """The plan in which everything runs in integers that may."""
+        return replace(self, wanted=dict.fromkeys(self.wanted, Bits(8, 8)))
 
     def in_integers(self, node: fx.Node) -> bool:
         return isinstance(self.wanted.get(node), Bits)
@@ -201,7 +205,7 @@ def _producers(plan: _Plan, node: fx.Node) -> list[fx.Node]:
 def _climbed(plan: _Plan, node: fx.Node) -> list[fx.Node]:
     read = tensor_inputs(node)
     climbs = all(value.op not in ("get_attr", "placeholder") for value in read) and _carries(node)
-    if not read or not climbs or not all(_takes_rounded(plan, user) for user in node.users):
+    if not read or not climbs or not _all_take_rounded(plan, node):
         return [node]
     if op_name(node) != "cat":
         producers = _climbed(plan, read[0])
@@ -223,10 +227,13 @@ def _stops_rounds(node: fx.Node) -> bool:
     It looks for rounds behind reshapes and transposes, and merges the padding of a convolution into that.
     """
     if op_name(node) in ("pad", "constant_pad_nd"):
-        return any(op_name(user) not in WEIGHTED - {"linear"} for user in node.users) and shape_of(node) != shape_of(
-            tensor_inputs(node)[0]
-        )
+        grows = shape_of(node) != shape_of(tensor_inputs(node)[0])
+        return grows and any(op_name(user) not in CONVOLUTIONS for user in node.users)
     return op_name(node) == "upsample_nearest2d"
+
+
+def _all_take_rounded(plan: _Plan, node: fx.Node) -> bool:
+    return all(_takes_rounded(plan, reader) for reader in node.users)
 
 
 def _takes_rounded(plan: _Plan, reader: fx.Node) -> bool:
@@ -236,7 +243,7 @@ def _takes_rounded(plan: _Plan, reader: fx.Node) -> bool:
     if reader in plan.wanted:  # kept float
         return False
     if _carries(reader):
-        return bool(reader.users) and all(_takes_rounded(plan, user) for user in reader.users)
+        return bool(reader.users) and _all_take_rounded(plan, reader)
     # Reading a rounded tensor costs accuracy only where the reader keeps it: an activation between two integer
     # operators is fed by a round on some runtimes (ONNX Runtime wants one on every operator's output).
     return op_name(reader) in ACTIVATIONS
@@ -332,11 +339,10 @@ def _sites_on(plan: _Plan, node: fx.Node) -> list[Site]:
     """Return the output site of a tensor, or one site for each integer reader where another reader stays float."""
     if node not in plan.names:
         return []
-    readers = list(node.users)
-    if all(_takes_rounded(plan, reader) for reader in readers) or _must_write_codes(plan, node):
+    if _all_take_rounded(plan, node) or _must_write_codes(plan, node):
         return [site_of(plan.names[node], "output")]
     sites = []
-    for reader in readers:
+    for reader in node.users:
         if reader in plan.names and op_name(reader) not in ACTIVATIONS and _takes_rounded(plan, reader):
             port = f"input{tensor_inputs(reader).index(node)}"
             sites.append(site_of(plan.names[reader], port))
@@ -348,29 +354,26 @@ def _must_write_codes(plan: _Plan, node: fx.Node) -> bool:
 
     Without a round on its output such a runtime would compute it in float, its own rounds for nothing.
     """
-    inner = node.args[0] if op_name(node) in ("relu", "relu6", "hardtanh") else node
+    inner = node.args[0] if op_name(node) in CLIPS else node
     if not plan.rules.operator_outputs or not isinstance(inner, fx.Node):
         return False
     if op_name(inner) not in ("conv2d", "conv1d") or not plan.in_integers(inner) or not _output_wanted(node):
         return False
-    return _may_write_codes(plan, node)
-
-
-def _may_write_codes(plan: _Plan, node: fx.Node) -> bool:
-    """Tell whether the readers of a tensor would take it rounded if nothing had been kept."""
-    uniform = replace(plan, wanted={node: Bits(8, 8) for node in plan.wanted})
-    return all(_takes_rounded(uniform, reader) for reader in node.users)
+    return _all_take_rounded(plan.unkept, node)
 
 
 def _runs_in_float(plan: _Plan, node: fx.Node) -> bool:
-    """Tell whether a convolution can have no round on its output where integer kernels stand between two rounds."""
-    if not plan.rules.operator_outputs or op_name(node) not in WEIGHTED - {"linear"}:
+    """Tell whether a convolution can have no round on its output where integer kernels stand between two rounds.
+
+    The plan has to be one in which nothing was kept.
+    """
+    if not plan.rules.operator_outputs or op_name(node) not in CONVOLUTIONS:
         return False
     written = after_relu(node)
     readers = list(written.users)
     if len(readers) == 1 and op_name(readers[0]) == "batch_norm":  # becomes limits of the convolution
         written = readers[0]
-    return not (_output_wanted(written) and _may_write_codes(plan, written))
+    return not (_output_wanted(written) and _all_take_rounded(plan, written))
 
 
 def _changed(old: Precision, wanted: Wanted, weight: bool) -> Precision | None:
