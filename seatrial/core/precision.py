@@ -45,3 +45,7 @@ class Precision:
     """`bf16` or `fp16`: run in that type instead of integers."""
     tie: str | None = None
     """Sites with the same tie get one common grid (the inputs of a concatenation)."""
+    dynamic: bool = False
+    """A grid for each token, from its own range at run time."""
+    group: int | None = None
+    """A grid for each run of so many values along the channels that are summed over (weights; dynamic activations)."""

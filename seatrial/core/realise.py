@@ -6,14 +6,13 @@ import difflib
 from collections.abc import Mapping
 from itertools import zip_longest
 
-import torch
 from torch import Tensor, fx
 
-import seatrial.core.qdq  # noqa: F401  (registers the operators)
-from seatrial.core.constants import constant, set_constant
+from seatrial.core.constants import set_constant
 from seatrial.core.graph import Graph, copied, finished
+from seatrial.core.insert_round import insert_round
 from seatrial.core.migrate import migrate
-from seatrial.core.recipe import Affine, FloatType, Migrate, Recipe, Replace, Round
+from seatrial.core.recipe import Migrate, Recipe, Replace, Round
 from seatrial.core.sites import Site, operators, signature
 from seatrial.errors import BadInput
 
@@ -55,7 +54,8 @@ def realise(graph: Graph, recipe: Recipe) -> Graph:
             _require(named, site)
         match edit:
             case Round(site, grid):
-                _round(new.module, named[site.operator], site, grid, f"round{i}")
+                node = named[site.operator]
+                insert_round(new.module, node, source(node, site.port), site, grid, f"round{i}")
             case Replace(site, value):
                 _replace(new.module, named[site.operator], site, value, f"replace{i}")
             case Migrate():
@@ -77,45 +77,6 @@ def _require(named: Mapping[str, fx.Node], site: Site) -> None:
     if site.operator not in named:
         near = difflib.get_close_matches(site.operator, named, n=1, cutoff=0.0)
         raise BadInput(f"site '{site}'", "an operator of this graph", f"did you mean '{near[0]}:{site.port}'?")
-
-
-def _round(module: fx.GraphModule, node: fx.Node, site: Site, grid: Affine | FloatType, name: str) -> None:
-    value = source(node, site.port)
-    # Inputs of a graph stand together in front of everything else.
-    behind = [other for other in module.graph.nodes if other.op == "placeholder"][-1]
-    with module.graph.inserting_after(behind if value.op == "placeholder" else value):
-        if isinstance(grid, FloatType):
-            rounded = module.graph.call_function(torch.ops.seatrial.narrow_float.default, (value, grid.kind))
-        else:
-            low, high = grid.codes
-            axis = -1 if grid.axis is None else grid.axis
-            arguments = (value, value, value, low, high, axis)
-            rounded = module.graph.call_function(torch.ops.seatrial.qdq.default, arguments)
-    if isinstance(grid, Affine):
-        _check_grid(grid, value, site)
-        scale = constant(module, f"{name}_scale", grid.scale.float(), rounded)
-        zero = constant(module, f"{name}_zero_point", grid.zero_point.long(), rounded)
-        rounded.args = (value, scale, zero, *rounded.args[3:])
-    rounded.meta = {"val": value.meta.get("val"), "nn_module_stack": node.meta.get("nn_module_stack", {})}
-    rounded.meta["site"] = str(site)
-    if site.port == "output":
-        value.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
-    else:
-        node.replace_input_with(value, rounded)
-
-
-def _check_grid(grid: Affine, value: fx.Node, site: Site) -> None:
-    if not bool((grid.scale > 0).all() & grid.scale.isfinite().all()):
-        raise BadInput(f"a grid at {site} with a scale that is not positive", "finite scales above 0", "re-plan")
-    if grid.scale.shape != grid.zero_point.shape or grid.scale.ndim != int(grid.axis is not None):
-        shapes = f"scale {tuple(grid.scale.shape)} and zero point {tuple(grid.zero_point.shape)}"
-        raise BadInput(f"a grid at {site} with {shapes}", "scalars, or one value per channel", "re-plan")
-    held = value.meta.get("val")
-    if grid.axis is not None and isinstance(held, Tensor):
-        size = held.shape[grid.axis] if 0 <= grid.axis < held.ndim else None
-        if size is None or (isinstance(size, int) and size != len(grid.scale)):
-            came = f"{len(grid.scale)} scales along axis {grid.axis} at {site} of shape {tuple(held.shape)}"
-            raise BadInput(came, "one scale per channel", "re-plan")
 
 
 def _replace(module: fx.GraphModule, node: fx.Node, site: Site, value: Tensor, name: str) -> None:

@@ -14,44 +14,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
+from seatrial.core.grids import Affine, Dynamic, FloatType, Grid, Grouped, Logarithmic, Twin
 from seatrial.core.precision import INTEGER_BITS
 from seatrial.core.sites import Site
 from seatrial.errors import BadInput
 
 VERSION = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Affine:
-    """A static integer grid: value = scale * (code - zero_point), codes of `bits` bits.
-
-    `scale` float32 and `zero_point` int64 are scalars (axis None) or one value per channel along `axis`;
-    `narrow` leaves out the lowest code.
-    """
-
-    bits: int
-    signed: bool
-    scale: Tensor
-    zero_point: Tensor
-    axis: int | None = None
-    narrow: bool = False
-
-    @property
-    def codes(self) -> tuple[int, int]:
-        """The lowest and highest code."""
-        if not self.signed:
-            return 0, 2**self.bits - 1
-        return -(2 ** (self.bits - 1)) + int(self.narrow), 2 ** (self.bits - 1) - 1
-
-
-@dataclass(frozen=True)
-class FloatType:
-    """A narrower float type, `bf16` or `fp16`: run this operator so."""
-
-    kind: str
-
-
-Grid = Affine | FloatType
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +124,18 @@ def _to_data(edit: Edit, name: str, tensors: dict[str, Tensor]) -> dict[str, Any
             return {"edit": "round", "site": str(site), "grid": "affine", **fields, **kept}
         case Round(site, FloatType(kind)):
             return {"edit": "round", "site": str(site), "grid": "float", "kind": kind}
+        case Round(site, Dynamic(bits, symmetric, group)):
+            fields = {"bits": bits, "symmetric": symmetric, "group": group}
+            return {"edit": "round", "site": str(site), "grid": "dynamic", **fields}
+        case Round(site, Grouped(bits, scale, zero, group)):
+            kept = {"scale": keep("scale", scale), "zero_point": keep("zero_point", zero)}
+            return {"edit": "round", "site": str(site), "grid": "grouped", "bits": bits, "group": group, **kept}
+        case Round(site, Logarithmic(bits, scale, steps)):
+            fields = {"bits": bits, "steps": steps, "scale": keep("scale", scale)}
+            return {"edit": "round", "site": str(site), "grid": "logarithmic", **fields}
+        case Round(site, Twin(bits, fine, coarse, by_sign)):
+            kept = {"fine": keep("fine", fine), "coarse": keep("coarse", coarse)}
+            return {"edit": "round", "site": str(site), "grid": "twin", "bits": bits, "by_sign": by_sign, **kept}
         case Migrate(producer, consumers, shift, scale):
             sites = {"producer": str(producer), "consumers": [str(site) for site in consumers]}
             return {"edit": "migrate", **sites, "shift": keep("shift", shift), "scale": keep("scale", scale)}
@@ -165,18 +145,37 @@ def _to_data(edit: Edit, name: str, tensors: dict[str, Tensor]) -> dict[str, Any
 
 
 def _from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
-    match data["edit"], data.get("grid"):
-        case "round", "affine":
-            if data["bits"] not in INTEGER_BITS or data["axis"] not in (None, *range(8)):
-                raise ValueError(f"bits {data['bits']}, axis {data['axis']}")
-            scale, zero = tensors[data["scale"]].float(), tensors[data["zero_point"]].to(torch.int64)
-            grid = Affine(data["bits"], bool(data["signed"]), scale, zero, data["axis"], bool(data["narrow"]))
-            return Round(Site.parse(data["site"]), grid)
-        case "round", "float" if data["kind"] in ("bf16", "fp16"):
-            return Round(Site.parse(data["site"]), FloatType(data["kind"]))
-        case "migrate", _:
+    match data["edit"]:
+        case "round":
+            return Round(Site.parse(data["site"]), _grid(data, tensors))
+        case "migrate":
             consumers = tuple(Site.parse(text) for text in data["consumers"])
             return Migrate(Site.parse(data["producer"]), consumers, tensors[data["shift"]], tensors[data["scale"]])
-        case "replace", _:
+        case "replace":
             return Replace(Site.parse(data["site"]), tensors[data["value"]])
     raise BadInput(f"edit '{data['edit']}'", "round, migrate or replace", "update seatrial")
+
+
+def _grid(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Grid:
+    if data["grid"] == "float" and data["kind"] in ("bf16", "fp16"):
+        return FloatType(data["kind"])
+    bits = data["bits"]
+    if bits not in INTEGER_BITS:
+        raise ValueError(f"{bits} bits")
+    match data["grid"]:
+        case "affine" if data["axis"] in (None, *range(8)):
+            scale, zero = tensors[data["scale"]].float(), tensors[data["zero_point"]].to(torch.int64)
+            return Affine(bits, bool(data["signed"]), scale, zero, data["axis"], bool(data["narrow"]))
+        case "dynamic" if data["group"] is None or _counts(data["group"]):
+            return Dynamic(bits, bool(data["symmetric"]), data["group"])
+        case "grouped" if _counts(data["group"]):
+            return Grouped(bits, tensors[data["scale"]].float(), tensors[data["zero_point"]].long(), data["group"])
+        case "logarithmic" if _counts(data["steps"]):
+            return Logarithmic(bits, tensors[data["scale"]].float(), data["steps"])
+        case "twin":
+            return Twin(bits, tensors[data["fine"]].float(), tensors[data["coarse"]].float(), bool(data["by_sign"]))
+    raise ValueError(f"grid {data['grid']}")
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and value > 0

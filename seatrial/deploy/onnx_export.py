@@ -14,7 +14,7 @@ import torch
 from onnxscript.values import Op, Opset
 from torch.export import ExportedProgram
 
-from seatrial.core import qdq  # noqa: F401  registers the operators that are translated here
+import seatrial.core.insert_round  # noqa: F401  registers the operators that are translated here
 from seatrial.core.graph import Graph, module_path
 from seatrial.deploy.anonymous import anonymous_program
 from seatrial.deploy.onnx_biases import float_weights_between_rounds, round_biases
@@ -103,20 +103,20 @@ def finish(
     return ExportedOnnx(path, float_weights)
 
 
-def _operator(name: str, inputs: int, attributes: str) -> Callable[..., object]:
+def _operator(name: str, inputs: str, attributes: str) -> Callable[..., object]:
     """Return an onnxscript operator of our own domain: opaque to the exporter's optimizer, lowered afterwards.
 
-    QuantizeLinear pairs on weights would otherwise be folded back to float there.
+    `inputs` has a letter for each: T a float tensor, Z integers. QuantizeLinear pairs on weights would otherwise be
+    folded back to float there.
     """
     kinds = {"i": onnx.defs.OpSchema.AttrType.INT, "s": onnx.defs.OpSchema.AttrType.STRING}
-    types = ["T", "T", "Z"]
     schema = onnx.defs.OpSchema(
         name,
         DOMAIN,
         1,
-        inputs=[onnx.defs.OpSchema.FormalParameter(f"x{i}", types[i]) for i in range(inputs)],
+        inputs=[onnx.defs.OpSchema.FormalParameter(f"x{i}", kind) for i, kind in enumerate(inputs)],
         outputs=[onnx.defs.OpSchema.FormalParameter("y", "T")],
-        type_constraints=[("T", ["tensor(float)"], ""), ("Z", ["tensor(int64)"], "")][: 1 + (inputs > 1)],
+        type_constraints=[("T", ["tensor(float)"], ""), ("Z", ["tensor(int64)"], "")][: 1 + ("Z" in inputs)],
         attributes=[
             onnx.defs.OpSchema.Attribute(part[:-2], kinds[part[-1]], required=True) for part in attributes.split()
         ],
@@ -127,15 +127,6 @@ def _operator(name: str, inputs: int, attributes: str) -> Callable[..., object]:
 def translated(graph: Graph) -> ir.Model:
     """Return `graph` as ONNX in which our own operators still stand; raises BadInput as `write_onnx` does."""
     program = anonymous_program(graph)
-    qdq_op = _operator("Qdq", 3, "low:i high:i axis:i")
-    narrow_op = _operator("NarrowFloat", 1, "kind:s")
-
-    def translate_qdq(x, scale, zero_point, low: int, high: int, axis: int):
-        return qdq_op(x, scale, zero_point, low=low, high=high, axis=axis)
-
-    def translate_narrow_float(x, kind: str):
-        return narrow_op(x, kind=kind)
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns about its own deprecated parts
@@ -144,15 +135,50 @@ def translated(graph: Graph) -> ir.Model:
                 dynamo=True,
                 opset_version=OPSET,
                 verbose=False,
-                custom_translation_table={
-                    torch.ops.seatrial.qdq.default: translate_qdq,
-                    torch.ops.seatrial.narrow_float.default: translate_narrow_float,
-                },
+                custom_translation_table=_translations(),
             )
     except torch.onnx.OnnxExporterError as error:
         raise _explained(program, error) from error
     assert result is not None
     return result.model
+
+
+def _translations() -> dict[Callable[..., object], Callable[..., object]]:
+    """Return, for each of our operators, the function that writes its opaque form."""
+    qdq_op = _operator("Qdq", "TTZ", "low:i high:i axis:i")
+    narrow_op = _operator("NarrowFloat", "T", "kind:s")
+    dynamic_op = _operator("DynamicQdq", "T", "bits:i symmetric:i group:i")
+    grouped_op = _operator("GroupedQdq", "TTZ", "bits:i group:i")
+    logarithmic_op = _operator("LogarithmicQdq", "TT", "bits:i steps:i")
+    twin_op = _operator("TwinQdq", "TTT", "bits:i by_sign:i")
+
+    def translate_qdq(x, scale, zero_point, low: int, high: int, axis: int):
+        return qdq_op(x, scale, zero_point, low=low, high=high, axis=axis)
+
+    def translate_narrow_float(x, kind: str):
+        return narrow_op(x, kind=kind)
+
+    def translate_dynamic(x, bits: int, symmetric: bool, group: int):
+        return dynamic_op(x, bits=bits, symmetric=int(symmetric), group=group)
+
+    def translate_grouped(x, scale, zero_point, bits: int, group: int):
+        return grouped_op(x, scale, zero_point, bits=bits, group=group)
+
+    def translate_logarithmic(x, scale, bits: int, steps: int):
+        return logarithmic_op(x, scale, bits=bits, steps=steps)
+
+    def translate_twin(x, fine, coarse, bits: int, by_sign: bool):
+        return twin_op(x, fine, coarse, bits=bits, by_sign=int(by_sign))
+
+    ours = torch.ops.seatrial
+    return {
+        ours.qdq.default: translate_qdq,
+        ours.narrow_float.default: translate_narrow_float,
+        ours.dynamic_qdq.default: translate_dynamic,
+        ours.grouped_qdq.default: translate_grouped,
+        ours.logarithmic_qdq.default: translate_logarithmic,
+        ours.twin_qdq.default: translate_twin,
+    }
 
 
 def _explained(program: ExportedProgram, error: Exception) -> BadInput:

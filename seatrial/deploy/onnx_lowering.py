@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from seatrial.deploy.onnx_constants import Names, add_constant, constant_of, plain_path
+from seatrial.deploy.onnx_further_rounds import SIMULATED, lower_further
 from seatrial.errors import NotApplicable
 
 DOMAIN = "seatrial"
@@ -64,7 +65,10 @@ class _Lowering:
         self.base = plain_path(str(source.name))
 
     def run(self) -> None:
-        replacement = self._qdq() if self.node.op_type == "Qdq" else self._narrow_float()
+        if self.node.op_type in SIMULATED:
+            replacement = lower_further(self.graph, self.names, self.node)
+        else:
+            replacement = self._qdq() if self.node.op_type == "Qdq" else self._narrow_float()
         replacement.shape = self.output.shape
         self.output.replace_all_uses_with(replacement, replace_graph_outputs=True)
         self.graph.remove(self.node, safe=True)

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 
 from seatrial.core.carrying import carries
+from seatrial.core.further_rounds import ROUNDS
 from seatrial.core.graph import Graph, from_program
 from seatrial.core.placement import PlacementRules
 from seatrial.core.precision import Bits
@@ -41,9 +42,8 @@ WIDEST = 16
 _WIDTHS = (2, 4, 8, WIDEST)
 _LENGTH = 128
 """Tokens of a sentence, as the stopwatch measures runtimes."""
-_ROUNDS = {"qdq", "narrow_float"}
 _NAMES_ONLY = {
-    *_ROUNDS,
+    *ROUNDS,
     *("view", "view_as", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "t", "squeeze"),
     *("unsqueeze", "expand", "expand_as", "contiguous", "clone", "alias", "detach", "to", "_to_copy", "type_as"),
     *("dropout", "slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "getitem", "movedim"),
@@ -207,7 +207,7 @@ def _rounded_bits(node: fx.Node) -> int | None:
         assert isinstance(low, int)
         assert isinstance(high, int)
         return max(2, (high - low).bit_length())
-    if kind in _NAMES_ONLY - _ROUNDS or kind in ("cat", "stack") or carries(node):
+    if kind in _NAMES_ONLY - ROUNDS or kind in ("cat", "stack") or carries(node):
         widths = [_rounded_bits(value) for value in tensor_inputs(node)[: None if kind in ("cat", "stack") else 1]]
         known = [width for width in widths if width is not None]
         return max(known) if known and len(known) == len(widths) else None
@@ -371,7 +371,7 @@ class Workload:
 
 
 def _unrounded(node: fx.Node) -> fx.Node:
-    while op_name(node) in _ROUNDS:
+    while op_name(node) in ROUNDS:
         node = tensor_inputs(node)[0]
     return node
 
@@ -385,7 +385,7 @@ def _written(node: fx.Node) -> fx.Node:
 
 def _readers(node: fx.Node) -> list[fx.Node]:
     """Return who reads a value, behind its rounds."""
-    return [reader for user in node.users for reader in (_readers(user) if op_name(user) in _ROUNDS else [user])]
+    return [reader for user in node.users for reader in (_readers(user) if op_name(user) in ROUNDS else [user])]
 
 
 def _makes_tensor(reader: fx.Node, values: Mapping[fx.Node, Any]) -> bool:

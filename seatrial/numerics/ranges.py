@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seatrial.core.grids import Affine
 from seatrial.core.precision import Precision
-from seatrial.core.qdq import qdq
-from seatrial.core.recipe import Affine
 from seatrial.errors import BadInput
 
 BINS = 8192
@@ -235,9 +234,3 @@ def weight_grid(weight: Tensor, precision: Precision) -> Affine:
         zero = torch.where(high > low, zero, torch.zeros_like(zero))
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, torch.ones_like(scale), scale)
     return Affine(precision.bits, True, scale, zero, precision.axis, precision.narrow)
-
-
-def fake(x: Tensor, grid: Affine) -> Tensor:
-    """Return `x` on `grid`, in the floating type of `x`."""
-    axis = -1 if grid.axis is None else grid.axis
-    return qdq(x, grid.scale.to(x.dtype), grid.zero_point, *grid.codes, axis)

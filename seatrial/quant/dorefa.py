@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from seatrial.core.insert_round import fake
 from seatrial.core.precision import Precision
 from seatrial.core.recipe import Affine
 from seatrial.errors import BadInput
-from seatrial.numerics.ranges import MeanSquaredError, Range, fake
+from seatrial.numerics.ranges import MeanSquaredError, Range
 from seatrial.quant.qat import TINY, LearnedRound, QatMethod, start_grid
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
+from seatrial.core.further_rounds import ROUNDS
 from seatrial.core.graph import Graph
 from seatrial.core.predictor import Inputs
 from seatrial.core.realise import realise
@@ -44,7 +45,7 @@ class Resumed:
         self._order = {node: i for i, node in enumerate(self._nodes)}
         self._last = {read: node for node in self._nodes for read in node.all_input_nodes}
         for node in self._nodes:
-            if op_name(node) in ("qdq", "narrow_float") and "site" in node.meta:
+            if op_name(node) in ROUNDS and "site" in node.meta:
                 self.rounds[Site.parse(str(node.meta["site"]))] = node
         self._passed = frozenset(self.rounds.values())
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from seatrial.core.further_rounds import ROUNDS
 from seatrial.core.graph import Graph
+from seatrial.core.grids import FloatType, Grid
 from seatrial.core.predictor import Inputs
 from seatrial.core.realise import realise
-from seatrial.core.recipe import Affine, Grid, Recipe
+from seatrial.core.recipe import Recipe
 from seatrial.core.sites import Site, op_name
 from seatrial.numerics.observe import tensors_of
 
@@ -68,7 +70,7 @@ class _Unrounded(fx.Interpreter):
         self.only, self.sums = only, dict[str, tuple[float, float]]()
 
     def run_node(self, n: fx.Node) -> Any:
-        if op_name(n) not in ("qdq", "narrow_float") or "site" not in n.meta:
+        if op_name(n) not in ROUNDS or "site" not in n.meta:
             return super().run_node(n)
         site = str(n.meta["site"])
         value: Tensor = self.env[n.args[0]]  # pyright: ignore[reportArgumentType]
@@ -86,7 +88,7 @@ class _Unrounded(fx.Interpreter):
 
 
 def _bits(grid: Grid) -> int:
-    return grid.bits if isinstance(grid, Affine) else 16
+    return 16 if isinstance(grid, FloatType) else grid.bits
 
 
 def _ratio_db(signal: float, noise: float) -> float | None:
