@@ -158,6 +158,66 @@ LAWS: dict[str, tuple[Build, tuple[int, ...], str, tuple[str, ...], bool]] = {
         ("q/linear#0", "k/linear#0", "v/linear#0"),
         False,
     ),
+    "a gated product, linear": (
+        lambda: Steps(
+            lambda s, x: s.down(F.silu(s.gate(x)) * s.up(x)),
+            gate=nn.Linear(6, 6),
+            up=nn.Linear(6, 6, bias=False),
+            down=nn.Linear(6, 4),
+        ),
+        (2, 5, 6),
+        "up/linear#0",
+        ("down/linear#0",),
+        False,
+    ),
+    "layer norm, windows, linear": (
+        lambda: Steps(
+            lambda s, x: (
+                s.a(F.pad(s.norm(x).roll(1, 1), (0, 0, 0, 0)).reshape(-1, 2, 6)) + s.b(s.norm(x)[:, 0])[:, None]
+            ),
+            norm=nn.LayerNorm(6),
+            a=nn.Linear(6, 4),
+            b=nn.Linear(6, 4),
+        ),
+        (3, 2, 6),
+        "norm/layer_norm#0",
+        ("a/linear#0",),
+        True,
+    ),
+    "layer norm, mean over tokens, linear": (
+        lambda: Steps(lambda s, x: s.a(s.norm(x).mean(1)), norm=nn.LayerNorm(6), a=nn.Linear(6, 4)),
+        (2, 5, 6),
+        "norm/layer_norm#0",
+        ("a/linear#0",),
+        True,
+    ),
+    "layer norm, convolution on channels first": (
+        lambda: Steps(
+            lambda s, x: s.a(s.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)), norm=nn.LayerNorm(6), a=conv()
+        ),
+        (2, 6, 8, 8),
+        "norm/layer_norm#0",
+        ("a/conv2d#0",),
+        True,
+    ),
+    "layer norm, padded tokens, linear": (
+        lambda: Steps(lambda s, x: s.a(F.pad(s.norm(x), (0, 0, 1, 2))), norm=nn.LayerNorm(6), a=nn.Linear(6, 4)),
+        (2, 5, 6),
+        "norm/layer_norm#0",
+        ("a/linear#0",),
+        False,
+    ),
+    "a residual behind a move": (
+        lambda: Steps(
+            lambda s, x: s.a(y := s.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)) + y.mean((2, 3), keepdim=True),
+            norm=nn.LayerNorm(6),
+            a=conv(),
+        ),
+        (2, 6, 8, 8),
+        "norm/layer_norm#0",
+        ("a/conv2d#0",),
+        True,
+    ),
     "the output is a reader too": (
         lambda: Steps(lambda s, x: s.a(x), a=nn.Linear(6, 6)),
         (2, 6),
@@ -297,6 +357,20 @@ REFUSED: Mapping[str, tuple[Callable[[], Graph], Migrate, str]] = {
         lambda: _between(lambda s, x: s.b(s.a(x).relu())),
         Migrate(A, (B,), ONE, ONE),
         "relu between",
+    ),
+    "a shift through padded tokens": (
+        lambda: captured(
+            lambda: Steps(lambda s, x: s.a(F.pad(s.norm(x), (0, 0, 1, 2))), norm=nn.LayerNorm(6), a=nn.Linear(6, 4)),
+            (2, 5, 6),
+            torch.float32,
+        )[0],
+        Migrate(output("norm/layer_norm#0"), (output("a/linear#0"),), ONE, ONE),
+        "pad between",
+    ),
+    "a product with itself": (
+        lambda: _between(lambda s, x: s.b((y := s.a(x)) * y.relu())),
+        Migrate(A, (B,), NONE, ONE),
+        "mul between",
     ),
     "a consumer that has no weight": (
         lambda: _between(lambda s, x: s.b(s.a(x)) + s.b.weight.sum()),

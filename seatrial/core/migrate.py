@@ -7,17 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
+from seatrial.core.channel_paths import Paths, channel_axis, channel_paths
 from seatrial.core.constants import constant, parameter_at, set_constant
 from seatrial.core.graph import module_path
 from seatrial.core.recipe import Migrate
 from seatrial.core.sites import Site, op_name
 from seatrial.errors import BadInput
 
-_HOMOGENEOUS = {"relu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "leaky_relu"}
-"""f(x / s) = f(x) / s for a positive scale of each channel."""
-_SHAPE_ONLY = {"contiguous", "clone"}
-_CHANNELS_SECOND = {"conv2d", "batch_norm"}
-_CHANNELS_LAST = {"linear", "layer_norm", "mul"}
 _LOOKS_AT_SHAPE = {"sym_size"}
 
 
@@ -25,7 +21,8 @@ def migrate(module: fx.GraphModule, named: Mapping[str, fx.Node], edit: Migrate,
     """Carry out one migration on a graph copy: X becomes (X - shift) / scale, and what reads it undoes that.
 
     Producers: convolution, linear, layer norm, batch norm, and a product with a parameter (RMS norm; scale only).
-    Consumers: convolution and linear, directly or, for a scale alone, behind ReLU and pooling. Every other reader of
+    Consumers: convolution and linear, directly or behind what `seatrial.core.channel_paths` follows (moves; for a scale
+    alone also ReLU, pooling and gates); one without a bias gets one where a shift needs it. Every other reader of
     X gets X * scale + shift. Computed in float64, stored in the type of the parameters. Raises BadInput for other
     operators, for scales that are not positive, and for a shift into a convolution with zero padding, whose border
     would change.
@@ -39,48 +36,38 @@ def migrate(module: fx.GraphModule, named: Mapping[str, fx.Node], edit: Migrate,
     if len(set(edit.consumers)) != len(edit.consumers):
         raise BadInput(f"a migration at {edit.producer} that names a consumer twice", "each once", "plan it again")
     shifted = bool(edit.shift.any())
-    paths = [_path(producer, named[site.operator], site, shifted) for site in edit.consumers]
+    paths = channel_paths(producer, shifted=shifted)
+    consumers = [named[site.operator] for site in edit.consumers]
+    for consumer, site in zip(consumers, edit.consumers, strict=True):
+        _check_consumer(producer, consumer, paths, site, shifted)
     _fold_into_producer(module, producer, edit, name)
-    for i, site in enumerate(edit.consumers):
-        _fold_out_of_consumer(module, named[site.operator], edit, site, f"{name}_{i}")
-    covered = {node for path in paths for node in path}
-    rest = _uncovered(producer, covered)
+    for i, (consumer, site) in enumerate(zip(consumers, edit.consumers, strict=True)):
+        _fold_out_of_consumer(module, consumer, edit, site, f"{name}_{i}")
+    rest = _uncovered(producer, paths.covered(consumers))
     if rest:
-        _undo_for(module, producer, rest, edit, name)
+        _undo_for(module, producer, rest, edit, paths, name)
 
 
-def _path(producer: fx.Node, consumer: fx.Node, site: Site, shifted: bool) -> list[fx.Node]:
-    """Return the nodes from behind the producer up to the consumer; all of them commute with the migration."""
+def _check_consumer(producer: fx.Node, consumer: fx.Node, paths: Paths, site: Site, shifted: bool) -> None:
     if op_name(consumer) not in ("conv2d", "linear"):
         raise BadInput(f"consumer {site}", "a convolution or linear operator", "leave it out of the consumers")
-    if shifted and op_name(consumer) == "conv2d" and _pads(consumer):
+    if shifted and op_name(consumer) == "conv2d" and pads(consumer):
         raise BadInput(f"a shift into {site}, which pads with zeros", "shift 0 there", "migrate the scale alone")
-    path, node = [consumer], consumer.args[0]
-    while isinstance(node, fx.Node) and node is not producer:
-        allowed = _SHAPE_ONLY if shifted else _SHAPE_ONLY | _HOMOGENEOUS
-        if op_name(node) not in allowed:
+    if consumer in paths.consumers:
+        return
+    node = consumer.args[0]
+    if node in paths.axes:
+        came = f"{op_name(producer)} before {site}"
+        raise BadInput(came, "the same channel axis on both sides", "drop this migration")
+    while isinstance(node, fx.Node) and node.all_input_nodes:
+        if any(read in paths.axes for read in node.all_input_nodes):
             raise BadInput(f"{op_name(node)} between a producer and {site}", "a direct edge", "drop this migration")
-        path.append(node)
         node = node.args[0]
-    if node is not producer:
-        raise BadInput(f"consumer {site}", "an operator that reads the producer", "name the right producer")
-    if _channel_axis(producer) != _channel_axis(consumer):
-        raise BadInput(
-            f"{op_name(producer)} before {site}", "the same channel axis on both sides", "drop this migration"
-        )
-    return path
+    raise BadInput(f"consumer {site}", "an operator that reads the producer", "name the right producer")
 
 
-def _channel_axis(node: fx.Node) -> int:
-    """Return the axis of the channels of a producer's output or a consumer's input, which have one rank."""
-    return _rank(node) - 1 if op_name(node) in _CHANNELS_LAST else 1
-
-
-def _rank(node: fx.Node) -> int:
-    return len(node.meta["val"].shape)
-
-
-def _pads(node: fx.Node) -> bool:
+def pads(node: fx.Node) -> bool:
+    """Tell whether a convolution pads with zeros."""
     padding = node.args[4] if len(node.args) > 4 else 0
     if isinstance(padding, str):
         return padding != "valid"
@@ -142,7 +129,7 @@ def _unread(node: fx.Node, at: int, weight: Tensor | None, bias: Tensor | None) 
 
 
 def _channels(node: fx.Node) -> int:
-    return node.meta["val"].shape[_channel_axis(node)]
+    return node.meta["val"].shape[channel_axis(node)]
 
 
 def _like(value: Tensor, sample: Tensor) -> Tensor:
@@ -176,10 +163,14 @@ def _rows(values: Tensor, groups: int, weight: Tensor) -> Tensor:
 
 
 def _undo_for(
-    module: fx.GraphModule, producer: fx.Node, rest: list[tuple[fx.Node, fx.Node]], edit: Migrate, name: str
+    module: fx.GraphModule,
+    producer: fx.Node,
+    rest: list[tuple[fx.Node, fx.Node]],
+    edit: Migrate,
+    paths: Paths,
+    name: str,
 ) -> None:
     """Give readers that are not consumers X * scale + shift (a residual branch, for example)."""
-    axis = _channel_axis(producer)
     # A path of their own, so that the names of other operators do not move.
     path = f"{module_path(producer)}.{name}".removeprefix(".")
     for i, value in enumerate(dict.fromkeys(value for value, _ in rest)):
@@ -189,7 +180,7 @@ def _undo_for(
             amount: Tensor = getattr(edit, part)
             if part == "shift" and not bool(amount.any()):
                 continue
-            shaped = amount.to(held.dtype).reshape([-1] + [1] * (held.ndim - 1 - axis))
+            shaped = amount.to(held.dtype).reshape([-1] + [1] * (held.ndim - 1 - paths.axes[value]))
             read = constant(module, f"{name}_undo{i}_{part}", shaped, place)
             with module.graph.inserting_before(place):
                 restored = module.graph.call_function(op, (restored, read))
