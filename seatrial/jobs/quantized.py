@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
 
-from seatrial.catalogue import make
+from seatrial.catalogue import find, load, make
 from seatrial.core.chance import generator
 from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
@@ -15,9 +15,12 @@ from seatrial.core.precision import Bits
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise
 from seatrial.core.recipe import Recipe
+from seatrial.errors import BadInput
 from seatrial.jobs.settings import Settings
 from seatrial.quant.placement import place
 from seatrial.quant.site_error import blame, site_errors
+
+_OPTIONS = ("bias_correction", "equalization")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +50,25 @@ def quantize_graph(graph: Graph, batches: list[Tensor], rules: PlacementRules, s
 
 
 def quantizer_of(settings: Settings) -> Quantizer:
-    """Return the quantizer that the settings name, with their options."""
-    options: dict[str, Any] = {
-        "bias_correction": settings.bias_correction,
-        "equalization": settings.equalization,
-    }
+    """Return the quantizer that the settings name, with their options.
+
+    One that migrates has them for the rounds that come after. Raises BadInput for an option that was set and that the
+    quantizer does not know, because it decides that itself.
+    """
+    wanted: dict[str, Any] = {name: getattr(settings, name) for name in _OPTIONS}
     if settings.ranges != "default":
-        options["ranges"] = make("ranges", settings.ranges)
-    return make("quantizer", settings.method, **options)
+        wanted["ranges"] = make("ranges", settings.ranges)
+    known = {field.name for field in fields(load(find("quantizer", settings.method)))}
+    if "grids" in known:
+        return make("quantizer", settings.method, grids=make("quantizer", "nearest", **wanted))
+    usual = Settings()
+    for name in wanted:
+        if name not in known and getattr(settings, name) != getattr(usual, name):
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(
+                f"{option} with --method {settings.method}", "no such option: it decides that", "leave it out"
+            )
+    return make("quantizer", settings.method, **{name: value for name, value in wanted.items() if name in known})
 
 
 def blamed(graph: Graph, recipe: Recipe, batch: Tensor) -> str | None:
