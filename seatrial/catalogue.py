@@ -144,6 +144,8 @@ ENTRIES: tuple[Entry, ...] = (
         "Wei et al. 2022",
         "graph",
     ),
+    Entry("quantizer", "gptq", "seatrial.quant.gptq:GPTQ", "Frantar et al. 2022", "graph"),
+    Entry("quantizer", "awq", "seatrial.quant.awq:AWQ", "Lin et al. 2023", "graph"),
     Entry("search", "ohq", "seatrial.quant.ohq:OHQ", "Huang et al. 2023", "graph, a chip to measure"),
     Entry("qat", "dorefa", "seatrial.quant.dorefa:DoReFa", "Zhou et al. 2016", "graph"),
     Entry("qat", "pact", "seatrial.quant.pact:PACT", "Choi et al. 2018", "graph"),

@@ -121,6 +121,8 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
     ("quantizer", "os-plus"): ({}, {"objective": "layers"}),
     ("quantizer", "smooth-quant"): ({},),
     ("quantizer", "outlier-suppression"): ({},),
+    ("quantizer", "gptq"): ({}, {"act_order": False, "search": None}),
+    ("quantizer", "awq"): ({}, {"steps": 5, "gated": False}),
     ("qat", "dorefa"): ({}, {"clip": 1.0}),
     ("qat", "pact"): ({},),
     ("qat", "lsq"): ({},),

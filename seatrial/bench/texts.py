@@ -23,12 +23,14 @@ def text_records(
     dataset: Dataset,
     *,
     batch: int = 8,
+    pad: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> pa.Table:
     """Return the records of a task over texts, in order of id, from batches of `batch` samples.
 
-    A question brings a row a choice, so batches of questions are larger for the predictor. `progress` is called with
-    (done, total) samples. Raises BadInput without a sample, and as the task does.
+    A question brings a row a choice, so batches of questions are larger for the predictor. Shorter rows are filled up
+    with the id `pad`. `progress` is called with (done, total) samples. Raises BadInput without a sample, and as the
+    task does.
     """
     if not len(dataset) or batch < 1:
         raise BadInput(f"{len(dataset)} texts in batches of {batch}", "at least 1 of each", "check --data and --limit")
@@ -38,7 +40,7 @@ def text_records(
     for indices in _batches(order, batch):
         samples = [dataset[index] for index in indices]
         with torch.no_grad():
-            parts.append(task.answer(predictor(token_inputs(samples)), samples, ()))
+            parts.append(task.answer(predictor(token_inputs(samples, pad)), samples, ()))
         done += len(samples)
         if progress is not None:
             progress(done, len(order))

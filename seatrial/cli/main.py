@@ -37,7 +37,7 @@ def trial(
     method: o.Method = "nearest",
     bits: o.BitsOption = "w8a8",
     ranges: o.Ranges = "default",
-    bias_correction: o.BiasCorrection = True,
+    bias_correction: o.BiasCorrection = None,
     equalization: o.Equalization = "depthwise",
     keep: o.Keep = None,
     noise: o.Noise = "quick",

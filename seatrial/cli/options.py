@@ -22,12 +22,48 @@ Data = Annotated[
     str | None,
     typer.Option(help="A folder with a folder per class, or a folder or .tar with labels.csv; without: 'digits'."),
 ]
+PicturesOrTexts = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder with a folder per class, or a folder or .tar with labels.csv; without: 'digits'. For a text "
+        "model FILE.tsv, .csv, .jsonl or .txt."
+    ),
+]
+TEXTS = "Text models"
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="classification, perplexity or multiple-choice; by default what the model's head answers.",
+        rich_help_panel=TEXTS,
+    ),
+]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="The column of the texts: its name, or its number from 1 in a file without a heading.",
+        rich_help_panel=TEXTS,
+    ),
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="The column of the labels, named likewise.", rich_help_panel=TEXTS)
+]
+Window = Annotated[
+    int | None,
+    typer.Option(help="Most tokens of a row; by default what the model reads at once.", rich_help_panel=TEXTS),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(help="Perplexity: tokens from window to window; by default none overlap.", rich_help_panel=TEXTS),
+]
 Classes = Annotated[Path | None, typer.Option(help="One class name a line, or CSV of name,label.", metavar="FILE")]
 Target = Annotated[str, typer.Option(help="auto, torch, onnxruntime, openvino or litert.")]
 Method = Annotated[str, typer.Option(help="The quantizer; see `seatrial list`.")]
 BitsOption = Annotated[str, typer.Option(help="Bits of weights and activations, such as w8a8.")]
 Ranges = Annotated[str, typer.Option(help="default, minmax, percentile, mse or moving-average.")]
-BiasCorrection = Annotated[bool, typer.Option(help="Correct biases for the mean error of rounded weights.")]
+BiasCorrection = Annotated[
+    bool | None,
+    typer.Option(help="Correct biases for the mean error of rounded weights; by default for networks on pictures."),
+]
 Equalization = Annotated[str, typer.Option(help="depthwise, cross-layer or none.")]
 Keep = Annotated[
     list[str] | None, typer.Option(help="PATTERN[=PRECISION]: leave sites out of quantization by glob; repeatable.")

@@ -16,7 +16,7 @@ OHQ = "ohq"
 
 def quantize(
     model: o.Model,
-    data: o.Data = None,
+    data: o.PicturesOrTexts = None,
     weights: o.Weights = None,
     target: o.Target = "auto",
     method: Annotated[
@@ -25,8 +25,14 @@ def quantize(
     ] = "nearest",
     bits: o.BitsOption = "w8a8",
     ranges: o.Ranges = "default",
-    bias_correction: o.BiasCorrection = True,
+    bias_correction: o.BiasCorrection = None,
     equalization: o.Equalization = "depthwise",
+    weights_per: Annotated[
+        str, typer.Option(help="What a scale of weights covers: tensor, channel or group:N.")
+    ] = "channel",
+    activations_per: Annotated[
+        str, typer.Option(help="What a scale of activations covers: tensor, token or group:N.")
+    ] = "tensor",
     keep: o.Keep = None,
     limit: o.Limit = None,
     out: Annotated[Path, typer.Option(help="Folder for the model, recipe and script.")] = Path("quantized"),
@@ -54,9 +60,16 @@ def quantize(
     sensitivity: Annotated[
         str, typer.Option(help="mask-guided, or direct: every operator rounded by itself.", rich_help_panel=_SEARCH)
     ] = "mask-guided",
+    task: o.Task = None,
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    window: o.Window = None,
+    stride: o.Stride = None,
     classes: o.Classes = None,
     calibration: o.Calibration = None,
-    calibration_samples: o.CalibrationSamples = 256,
+    calibration_samples: Annotated[
+        int | None, typer.Option(help="How many samples to calibrate on; by default 256, 128 of a text model.")
+    ] = None,
     max_bad: o.MaxBad = "1%",
     seed: o.Seed = 0,
     batch: o.Batch = 64,
@@ -73,17 +86,27 @@ def quantize(
     Example: seatrial quantize timm:resnet18 --weights resnet18.safetensors --data pictures/ --target openvino
 
     Example: seatrial quantize timm:deit_tiny_patch16_224 --weights deit.safetensors --data pictures/ --method ohq
+
+    Example: seatrial quantize hf:bert/ --data dev.tsv --text-column text_a --label-column label --target onnxruntime
     """
     from seatrial.cli.screen import OUT, progress_bar, show_rows, write_json
     from seatrial.jobs.search_settings import SearchSettings
+    from seatrial.jobs.text_settings import CALIBRATION_TEXTS, TextSettings
+    from seatrial.models.text_head import text_head
 
-    searched = method == OHQ
+    searched, of_texts = method == OHQ, text_head(model) is not None
+    texts = TextSettings(task, text_column, label_column, window, stride)  # pyright: ignore[reportArgumentType]  refused there
+    if searched and (of_texts or texts != TextSettings()):
+        raise BadInput(f"--method {OHQ} for text", "a quantizer for a text model", "see `seatrial list quantizer`")
     if searched and bits != "w8a8":
         raise BadInput(f"--bits {bits} with --method ohq", "no --bits: the search decides them", "leave it out")
+    if calibration_samples is None:
+        calibration_samples = CALIBRATION_TEXTS if of_texts else 256
     settings = o.settings_of(
         target=target, method=quantizer if searched else method, bits=bits, ranges=ranges,
         bias_correction=bias_correction, equalization=equalization, keep=keep, limit=limit, calibration=calibration,
         calibration_samples=calibration_samples, max_bad=max_bad, seed=seed, batch=batch, threads=threads,
+        weights_per=weights_per, activations_per=activations_per,
     )  # fmt: skip
     wishes = SearchSettings(
         time_budget, search_batch, None if max_drop is None else o.share(max_drop, "--max-drop"), max_latency_ms,
@@ -93,26 +116,45 @@ def quantize(
         raise BadInput(f"a search's option with --method {method}", "--method ohq", "add it, or leave the option out")
     overrides = o.model_overrides(weights, classes, input_size, mean, std, resize, crop, interpolation)
     with progress_bar() as tell:
-        found = _run(model, data, out, settings, wishes if searched else None, overrides, tell)
-    latency = found["latency_ms"]["median"] if found["latency_ms"] else None
-    row = {key: found[key] for key in ("target", "bits", "size_bytes", "value", "agreement", "agreement_simulated")}
+        found = _run(model, data, out, settings, wishes if searched else None, texts, overrides, tell)
     if searched:
         show_rows("uniform precisions", [_baseline(told) for told in found["baselines"]])
-    show_rows(str(found["model"]["name"]), [{**row, "latency_ms": latency}])
+    shown = [_text_variant(told) for told in found["variants"]] if of_texts else [_quantized(found)]
+    show_rows(str(found["model"]["name"]), shown)
     if searched:
         OUT.print(f"search: {(out / 'search.html').resolve()}", soft_wrap=True, markup=False)
+    for warning in found["warnings"]:
+        OUT.print(f"note: {warning}", soft_wrap=True, markup=False)
     OUT.print(f"files: {found['files'][0]} and {len(found['files']) - 1} more", soft_wrap=True, markup=False)
     write_json(found, json)
 
 
-def _run(model: str, data: Any, out: Path, settings: Any, wishes: Any, overrides: Any, tell: Any) -> dict[str, Any]:
+def _run(
+    model: str, data: Any, out: Path, settings: Any, wishes: Any, texts: Any, overrides: Any, tell: Any
+) -> dict[str, Any]:
     if wishes is None:
         from seatrial.jobs.quantize import quantize as run
 
-        return run(model, data, out=out, settings=settings, overrides=overrides, progress=tell)
+        return run(model, data, out=out, settings=settings, texts=texts, overrides=overrides, progress=tell)
     from seatrial.jobs.ohq import quantize_ohq
 
     return quantize_ohq(model, data, out=out, settings=settings, wishes=wishes, overrides=overrides, progress=tell)
+
+
+def _quantized(found: dict[str, Any]) -> dict[str, Any]:
+    row = {key: found[key] for key in ("target", "bits", "size_bytes", "value", "agreement", "agreement_simulated")}
+    return {**row, "latency_ms": found["latency_ms"]["median"] if found["latency_ms"] else None}
+
+
+def _text_variant(told: dict[str, Any]) -> dict[str, Any]:
+    latency, ratio = told["latency_ms"], told["ratio"]
+    return {
+        "variant": f"{told['name']}@{told['target']}",
+        "size_bytes": told["size_bytes"],
+        "latency_ms": latency["median"] if latency else None,
+        told["metric"]: told["value"],
+        "ratio" if ratio else "agreement": ratio["value"] if ratio else told["agreement"],
+    }
 
 
 def _baseline(told: dict[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from seatrial.errors import BadInput
 class LanguageModelling(Task):
     """Next-token prediction; the network gives logits [batch, length, vocabulary] for rows as `token_rows` makes them.
 
-    Records: `sample`, `tokens` that were predicted (all but the first), `nll`, the sum of their negative
-    log likelihoods in nats (NaN where a logit is no number), and `correct_tokens`, predicted as the likeliest.
+    Records: `sample`, `tokens` that were judged (all but the first, unless the text says how many), `nll`, the sum of
+    their negative log likelihoods in nats (NaN where a logit is no number), and `correct_tokens`, predicted as the
+    likeliest.
     """
 
     SCHEMA = pa.schema(
@@ -39,8 +40,10 @@ class LanguageModelling(Task):
         for sample, ids, scores in zip(samples, rows, logits, strict=True):
             if not isinstance(sample.target, Tokens):
                 raise BadInput(f"sample '{sample.id}' with choices", "plain text", "judge it as multiple choice")
-            losses, likeliest = _losses(scores, ids, len(ids) - 1)
-            record = (sample.id, len(losses), float(losses.sum()), int(np.count_nonzero(likeliest == ids[1:])))
+            judged = len(ids) - 1 if sample.target.judged is None else sample.target.judged
+            losses, likeliest = _losses(scores, ids, judged)
+            right = int(np.count_nonzero(likeliest == ids[len(ids) - judged :]))
+            record = (sample.id, judged, float(losses.sum()), right)
             for column, value in zip(columns, record):
                 column.append(value)
         return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, self.SCHEMA)], schema=self.SCHEMA)
@@ -108,14 +111,15 @@ def token_rows(samples: Sequence[Sample]) -> list[Int64[np.ndarray, " length"]]:
     return rows
 
 
-def token_inputs(samples: Sequence[Sample]) -> dict[str, Int64[Tensor, "rows length"]]:
+def token_inputs(samples: Sequence[Sample], pad: int = 0) -> dict[str, Int64[Tensor, "rows length"]]:
     """Return `input_ids` and `attention_mask` of `token_rows`, filled up to the longest row on the right.
 
-    What fills is id 0 with mask 0: a causal network never looks ahead to it, and no record reads its logits.
+    What fills is the id `pad` with mask 0: a causal network never looks ahead to it, others mask it, and no record
+    reads its logits.
     """
     rows = token_rows(samples)
     length = max((len(row) for row in rows), default=0)
-    ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    ids = torch.full((len(rows), length), pad, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for number, row in enumerate(rows):
         ids[number, : len(row)] = torch.from_numpy(row)

@@ -1,4 +1,4 @@
-"""Bit-widths as users write them: `w8a8`, `bf16`, `float32`."""
+"""Bit-widths as users write them: `w8a8`, `w4`, `bf16`, `float32`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,22 @@ class Bits:
         if match and {int(match[1]), int(match[2])} <= set(INTEGER_BITS):
             return Bits(int(match[1]), int(match[2]))
         raise BadInput(f"bit-widths '{text}'", "wNaM with N and M from 2 to 8, or 16", "write for example --bits w8a8")
+
+
+@dataclass(frozen=True)
+class WeightBits:
+    """Bits of weights alone, activations stay float; prints as `w4`."""
+
+    weights: int
+
+    def __str__(self) -> str:
+        return f"w{self.weights}"
+
+
+def parse_bits(text: str) -> Bits | WeightBits:
+    """Read `w8a8`, or `w4` for weights alone; raises BadInput for anything that is not 2 to 8 or 16 bits."""
+    match = re.fullmatch(r"w([2-8])", text.strip().lower())
+    return WeightBits(int(match[1])) if match else Bits.parse(text)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
@@ -44,9 +44,13 @@ IGNORED = 255
 @final
 @dataclass(frozen=True)
 class Tokens:
-    """A text as token ids, the token that begins it included where the model wants one."""
+    """A text as token ids, the token that begins it included where the model wants one.
+
+    The last `judged` ids are those whose likelihood counts; None: all but the first, which nothing stands before.
+    """
 
     ids: tuple[int, ...]
+    judged: int | None = field(default=None, repr=False)
 
 
 @final

@@ -1,10 +1,9 @@
-"""Texts and questions as token ids: for perplexity and for multiple choice."""
+"""Texts and questions as token ids: for perplexity, for classification and for multiple choice."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,9 +13,8 @@ from typing import Any, Self, final
 
 from seatrial.core.sample import Sample
 from seatrial.core.truth import Choices, Tokens
-from seatrial.data.bad_sample import BadSample
 from seatrial.data.entry_set import digest_of
-from seatrial.data.image_set import FileContent
+from seatrial.data.text_rows import json_rows, positions, text_of
 from seatrial.errors import BadInput
 
 Encode = Callable[[str], Sequence[int]]
@@ -28,9 +26,10 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 @final
 @dataclass(frozen=True, eq=False)
 class TextSet:
-    """Texts (`Tokens`) or questions (`Choices`) in the order of their file, with ids by position and the label 0.
+    """Texts (`Tokens`) or questions (`Choices`) in the order of their file, with ids by position.
 
-    Questions have their right choice as label. `label_rule` says how the file was cut; `notes` what was shortened.
+    A text has its class as label, 0 where it has none; a question its right choice. `label_rule` says how the file was
+    cut or its labels were read; `notes` what was shortened.
     """
 
     name: str
@@ -40,15 +39,18 @@ class TextSet:
     class_names: tuple[str, ...] = ()
     bad: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    classes: tuple[int, ...] = ()
+    """The class of each text; empty where texts have none."""
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.truths)
+        assert len(self.classes) in (0, len(self.ids))
         assert all(a < b for a, b in pairwise(self.ids)), "samples must be in order of unique ids"
 
     @property
     def labels(self) -> Sequence[int]:
-        """The right choice of each question, 0 for a text."""
-        return tuple(truth.answer if isinstance(truth, Choices) else 0 for truth in self.truths)
+        """The right choice of each question, the class of each text, 0 where it has none."""
+        return self.classes or tuple(truth.answer if isinstance(truth, Choices) else 0 for truth in self.truths)
 
     @property
     def digest(self) -> str:
@@ -57,7 +59,7 @@ class TextSet:
 
     @cached_property
     def _digest(self) -> str:
-        return digest_of((n, y, repr(truth).encode()) for n, y, truth in zip(self.ids, self.labels, self.truths))
+        return digest_of((n, y, _content(truth)) for n, y, truth in zip(self.ids, self.labels, self.truths))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,12 +74,18 @@ class TextSet:
         """Return the samples at these positions, in order of id."""
         kept = sorted(set(indices))
         ids, truths = tuple(self.ids[at] for at in kept), tuple(self.truths[at] for at in kept)
-        return replace(self, ids=ids, truths=truths)
+        classes = tuple(self.classes[at] for at in kept) if self.classes else ()
+        return replace(self, ids=ids, truths=truths, classes=classes)
 
     def without(self, ids: Iterable[str]) -> Self:
         """Return the samples whose ids are not among `ids`."""
         unwanted = frozenset(ids)
         return self.subset(at for at, name in enumerate(self.ids) if name not in unwanted)
+
+
+def _content(truth: Tokens | Choices) -> bytes:
+    judged = truth.judged if isinstance(truth, Tokens) else None
+    return repr(truth if judged is None else (truth, judged)).encode()
 
 
 def open_texts(source: str | Path, encode: Encode, *, length: int, begin: int | None = None) -> TextSet:
@@ -91,10 +99,10 @@ def open_texts(source: str | Path, encode: Encode, *, length: int, begin: int | 
         raise BadInput(f"texts of {length} tokens", "at least 2", "give a longer context")
     path = Path(source).expanduser()
     front = () if begin is None else (begin,)
-    text = _text(path)
+    text = text_of(path)
     notes: tuple[str, ...] = ()
     if path.suffix.lower() == ".jsonl":
-        rows = [_row_ids(row, where, encode, front) for where, row in _json_rows(path, text)]
+        rows = [_row_ids(row, where, encode, front) for where, row in json_rows(path, text)]
         cut = sum(len(row) > length for row in rows)
         notes = (f"{cut} texts were cut off after {length} tokens",) if cut else ()
         pieces, rule = [row[:length] for row in rows], "a text a row"
@@ -105,7 +113,7 @@ def open_texts(source: str | Path, encode: Encode, *, length: int, begin: int | 
         rule = f"one text in pieces of {length} tokens"
     if not pieces:
         raise BadInput(f"'{source}' without a text", "at least two tokens", "check --data")
-    return TextSet(path.stem, _ids(len(pieces)), tuple(Tokens(piece) for piece in pieces), rule, notes=notes)
+    return TextSet(path.stem, positions(len(pieces)), tuple(Tokens(piece) for piece in pieces), rule, notes=notes)
 
 
 def open_questions(source: str | Path, encode: Encode, *, length: int, begin: int | None = None) -> TextSet:
@@ -118,11 +126,11 @@ def open_questions(source: str | Path, encode: Encode, *, length: int, begin: in
     (`_encode_pair`).
     """
     path = Path(source).expanduser()
-    text = _text(path)
+    text = text_of(path)
     if path.suffix.lower() == ".csv":
         rows = _csv_rows(path, text)
     elif path.suffix.lower() == ".jsonl":
-        rows = list(_json_rows(path, text))
+        rows = list(json_rows(path, text))
     else:
         raise BadInput(f"'{source}'", "a .jsonl or .csv file", "save the questions as one of them")
     front = () if begin is None else (begin,)
@@ -145,37 +153,7 @@ def open_questions(source: str | Path, encode: Encode, *, length: int, begin: in
     if not truths:
         raise BadInput(f"'{source}' without a question", "at least one", "check --data")
     notes = (f"{cut} questions were cut off at the front to {length} tokens",) if cut else ()
-    return TextSet(path.stem, _ids(len(truths)), tuple(truths), "a question a row", notes=notes)
-
-
-def _ids(count: int) -> tuple[str, ...]:
-    width = max(6, len(str(count - 1)))
-    return tuple(f"{position:0{width}d}" for position in range(count))
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise BadInput(f"no file '{path}'", "a text file", "check --data for a typing error")
-    try:
-        return FileContent(path).read().decode("utf-8-sig")
-    except BadSample as failure:
-        raise BadInput(f"{path}: {failure.reason}", "a readable file", "check it") from failure
-    except UnicodeDecodeError as failure:
-        raise BadInput(f"{path} is not UTF-8 text ({failure.reason})", "text", "save it as UTF-8") from None
-
-
-def _json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path.name}, row {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as failure:
-            raise BadInput(f"{where}, is damaged ({failure})", "a JSON object", "mend the row") from None
-        if not isinstance(row, dict):
-            raise BadInput(f"{where}, a {type(row).__name__}", "a JSON object", "mend the row")
-        yield where, row
+    return TextSet(path.stem, positions(len(truths)), tuple(truths), "a question a row", notes=notes)
 
 
 def _row_ids(row: dict[str, Any], where: str, encode: Encode, front: tuple[int, ...]) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from seatrial.deploy.anonymous import anonymous_program
 from seatrial.deploy.onnx_biases import float_weights_between_rounds, round_biases
 from seatrial.deploy.onnx_cleaning import clean
 from seatrial.deploy.onnx_constants import Names, drop_empty_pads, drop_unused, fold_transposes, own_constants
+from seatrial.deploy.onnx_grouped_weights import GroupProducts, pack_groups, weight_name
 from seatrial.deploy.onnx_integer_kernels import pool_globally, round_sigmoids
 from seatrial.deploy.onnx_lowering import DOMAIN, lower
 from seatrial.errors import BadInput
@@ -30,10 +31,15 @@ LARGEST_SINGLE_FILE = 1_900_000_000  # protobuf ends at 2 GiB
 
 @dataclass(frozen=True)
 class ExportedOnnx:
-    """A written ONNX file; `float_weights` are operators whose weight stays float between two rounds."""
+    """A written ONNX file; `float_weights` are operators whose weight stays float between two rounds.
+
+    Of weights on grids of groups, `packed_groups` are stored as integers and `float_groups` as their values.
+    """
 
     path: Path
     float_weights: tuple[str, ...]
+    packed_groups: tuple[str, ...] = ()
+    float_groups: tuple[str, ...] = ()
 
 
 def export_onnx(graph: Graph, path: Path) -> Path:
@@ -47,6 +53,7 @@ def write_onnx(
     *,
     native_floats: frozenset[str] = frozenset(),
     for_onnxruntime: bool = False,
+    group_products: GroupProducts | None = None,
     largest_single_file: int = LARGEST_SINGLE_FILE,
 ) -> ExportedOnnx:
     """Write `graph` to the ONNX file `path`; weights above `largest_single_file` bytes go to `path`.data beside it.
@@ -54,7 +61,8 @@ def write_onnx(
     Rounds become QuantizeLinear and DequantizeLinear with core.qdq's rounding (half to even); rounded weights are
     stored as integers. Inputs carry the names and dynamic dimensions of `graph.inputs`; the output is `output`. Equal
     graphs give equal bytes. Rounds to a float type in `native_floats` are left to the runtime. With
-    `for_onnxruntime`, means, swishes and biases are written as that runtime's integer kernels want them.
+    `for_onnxruntime`, means, swishes and biases are written as that runtime's integer kernels want them. With
+    `group_products`, weights on grids of groups become integers of MatMulNBits, which is no standard ONNX.
     Raises BadInput that names the operator and the module that ONNX cannot express, NotApplicable for a grid that
     it cannot.
 
@@ -67,6 +75,7 @@ def write_onnx(
         path,
         native_floats=native_floats,
         for_onnxruntime=for_onnxruntime,
+        group_products=group_products,
         largest_single_file=largest_single_file,
     )
 
@@ -78,10 +87,13 @@ def finish(
     *,
     native_floats: frozenset[str],
     for_onnxruntime: bool,
+    group_products: GroupProducts | None = None,
     largest_single_file: int = LARGEST_SINGLE_FILE,
 ) -> ExportedOnnx:
-    """Write what `translated` gave for `graph` as standard ONNX, changing it in place; see `write_onnx`."""
+    """Write what `translated` gave for `graph` changing it in place; see `write_onnx`."""
     names = Names(model.graph)
+    packed = pack_groups(model, names, group_products) if group_products is not None else ()
+    left = tuple(weight_name(node) for node in model.graph if node.op_type == "GroupedQdq")
     lower(model, names, native_floats)
     drop_empty_pads(model.graph)
     fold_transposes(model.graph, names)
@@ -100,7 +112,7 @@ def finish(
         path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     else:
         ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=1024)
-    return ExportedOnnx(path, float_weights)
+    return ExportedOnnx(path, float_weights, packed, left)
 
 
 def _operator(name: str, inputs: str, attributes: str) -> Callable[..., object]:

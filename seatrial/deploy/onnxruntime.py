@@ -19,6 +19,7 @@ from seatrial.deploy.input_adapter import InputAdapter
 from seatrial.deploy.integers import in_integers
 from seatrial.deploy.machine import weight_bits_cap
 from seatrial.deploy.onnx_export import ExportedOnnx, write_onnx
+from seatrial.deploy.onnx_grouped_weights import GroupProducts, rounded_inputs
 from seatrial.deploy.onnxruntime_arithmetic import OnnxRuntimeArithmetic
 from seatrial.deploy.rounded_sigmoid import rounded_sigmoids
 from seatrial.deploy.session_predictor import SessionPredictor
@@ -47,11 +48,14 @@ class OnnxRuntime(Target):
     """ONNX Runtime's CPU provider at full graph optimization; opens `.onnx`.
 
     Departures: biases are stored as integers, and where weights stay float between two rounds the optimizer that
-    would round those too is switched off, so that what runs is what was planned.
+    would round those too is switched off, so that what runs is what was planned. Products with weights on grids of
+    groups round their inputs to 8 bits as well, unless `group_products` is `float32`: 2 to 3 times as fast for 4-bit
+    weights, 10 to 20 times for 8-bit ones. The simulation does likewise, and the artefact's settings say so.
     """
 
     placement: PlacementRules = field(default_factory=_rules)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    group_products: GroupProducts = "int8"
     name: str = "onnxruntime"
 
     @staticmethod
@@ -66,7 +70,12 @@ class OnnxRuntime(Target):
     def compile(self, graph: Graph, path: Path, *, bits: str) -> Artefact:
         if bits in ("bf16", "fp16"):
             raise NotApplicable(f"ONNX Runtime's CPU kernels do not run {bits}")
-        exported = write_onnx(self.prepared(graph), path.with_name(path.name + ".onnx"), for_onnxruntime=True)
+        exported = write_onnx(
+            self.prepared(graph),
+            path.with_name(path.name + ".onnx"),
+            for_onnxruntime=True,
+            group_products=self.group_products,
+        )
         return self.artefact(exported, bits)
 
     def artefact(self, exported: ExportedOnnx, bits: str) -> Artefact:
@@ -74,6 +83,10 @@ class OnnxRuntime(Target):
         settings = {"layout": "NCHW"}
         if exported.float_weights:
             settings["disabled_optimizers"] = UNASKED
+        if exported.packed_groups:
+            settings["group_products"] = self.group_products
+        if exported.float_groups:
+            settings["float_groups"] = str(len(exported.float_groups))
         return Artefact(exported.path, "onnx", bits, settings)
 
     def prepared(self, graph: Graph) -> Graph:
@@ -81,7 +94,8 @@ class OnnxRuntime(Target):
         return clamped_norms(graph)
 
     def simulated(self, graph: Graph) -> Graph:
-        return in_integers(rounded_sigmoids(self.prepared(graph)), OnnxRuntimeArithmetic())
+        simulation = in_integers(rounded_sigmoids(self.prepared(graph)), OnnxRuntimeArithmetic())
+        return rounded_inputs(simulation) if self.group_products == "int8" else simulation
 
     def open(self, artefact: Artefact, *, threads: int) -> Predictor:
         if artefact.format != "onnx":

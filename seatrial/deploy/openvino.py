@@ -71,12 +71,20 @@ class OpenVino(Target):
             raise NotApplicable("this CPU does not execute bf16; OpenVINO would run float32 instead")
         # With the hint the plugin itself narrows; casts in the file would only add conversions.
         native = frozenset({"bf16"}) if hint == "bf16" else frozenset()
-        exported = write_onnx(self.prepared(graph), path.with_name(path.name + ".onnx"), native_floats=native)
+        exported = write_onnx(
+            self.prepared(graph),
+            path.with_name(path.name + ".onnx"),
+            native_floats=native,
+            group_products="float32",
+        )
         return self.artefact(exported, bits)
 
     def artefact(self, exported: ExportedOnnx, bits: str) -> Artefact:
         """Return an exported file with the settings that it runs with."""
-        return Artefact(exported.path, "onnx", bits, {"hint": self._hint(bits), "layout": "NCHW"})
+        settings = {"hint": self._hint(bits), "layout": "NCHW"}
+        if exported.float_groups:
+            settings["float_groups"] = str(len(exported.float_groups))
+        return Artefact(exported.path, "onnx", bits, settings)
 
     def _hint(self, bits: str) -> Hint:
         return self.hint or ("bf16" if bits == "bf16" else "f32")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 _LENGTH = 128
-"""What a dynamic dimension other than the batch becomes: tokens of a sentence."""
+"""What a dynamic dimension other than the batch becomes, unless the artefact says: tokens of a sentence."""
 
 Call = Callable[[], object]
 Loader = Callable[[dict[str, Any], int], Call]
@@ -35,9 +35,10 @@ def _sample(shape: list[int], dtype: str) -> np.ndarray:
     return np.ones(shape, kind)  # tokens and masks
 
 
-def _sizes(shape: list[Any], batch: int) -> list[int]:
-    """Fill dynamic dimensions in: the first is the batch."""
-    sizes = [dim if isinstance(dim, int) and dim > 0 else _LENGTH for dim in shape]
+def _sizes(shape: list[Any], batch: int, request: dict[str, Any]) -> list[int]:
+    """Fill dynamic dimensions in: the first is the batch, others are as long as the setting `length` says."""
+    length = int(request["settings"].get("length", _LENGTH))
+    sizes = [dim if isinstance(dim, int) and dim > 0 else length for dim in shape]
     if sizes and not (isinstance(shape[0], int) and shape[0] > 0):
         sizes[0] = batch
     return sizes
@@ -76,7 +77,7 @@ def _onnxruntime(request: dict[str, Any], batch: int) -> Call:
     held = batch
     for tensor in session.get_inputs():
         kind = tensor.type.removeprefix("tensor(").removesuffix(")")
-        array = _sample(_sizes(list(tensor.shape), batch), str(kinds.get(kind, kind)))
+        array = _sample(_sizes(list(tensor.shape), batch, request), str(kinds.get(kind, kind)))
         held = len(array)
         binding.bind_ortvalue_input(tensor.name, ort.OrtValue.ortvalue_from_numpy(array))
     for tensor in session.get_outputs()[:1]:
@@ -92,7 +93,7 @@ def _openvino(request: dict[str, Any], batch: int) -> Call:
     shapes = {}
     for port in model.inputs:
         dims = [None if dim.is_dynamic else dim.get_length() for dim in port.get_partial_shape()]
-        shapes[port] = _sizes(dims, batch)
+        shapes[port] = _sizes(dims, batch, request)
     model.reshape(shapes)  # static, as a deployment would
     properties = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -138,7 +139,8 @@ def _torch(request: dict[str, Any], batch: int) -> Call:
     predictor = open_predictor(artefact)
     graph, device = predictor.graph, predictor.device
     arrays = {
-        spec.name: torch.from_numpy(_sample(_sizes(list(spec.shape), batch), spec.dtype)) for spec in graph.inputs
+        spec.name: torch.from_numpy(_sample(_sizes(list(spec.shape), batch, request), spec.dtype))
+        for spec in graph.inputs
     }
     inputs = {name: array.to(device) for name, array in arrays.items()}
 

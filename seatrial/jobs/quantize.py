@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from seatrial.jobs.deployable import write_deployable
 from seatrial.jobs.measured import Cells, Metric, variant_data
 from seatrial.jobs.ohq import OHQ, quantize_ohq
 from seatrial.jobs.planned import ask, plans
+from seatrial.jobs.quantize_text import quantize_text
 from seatrial.jobs.result import write_text
 from seatrial.jobs.settings import Settings
 from seatrial.jobs.subject import open_subject
+from seatrial.jobs.text_settings import CALIBRATION_TEXTS, TextSettings
 from seatrial.jobs.variants import (
     SIMULATION,
     OpenVariants,
@@ -31,6 +33,7 @@ from seatrial.jobs.variants import (
     usable_target,
 )
 from seatrial.models.opened import Model
+from seatrial.models.text_head import text_head
 from seatrial.numerics.batch_norm import fold_batch_norm
 
 
@@ -41,16 +44,23 @@ def quantize(
     out: str | Path = "quantized",
     metric: Metric | None = None,
     settings: Settings | None = None,
+    texts: TextSettings | None = None,
     overrides: dict[str, Any] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Quantize a network for `settings.target` and write model, recipe, preprocessing, labels and script under `out`.
 
-    Returns the JSON of `seatrial quantize` (documented in docs/json.md). The model itself is left as it was. With
-    `method="ohq"` the options are those of `quantize_ohq`. Raises BadInput for deployed files, unknown names and data
-    that cannot be used.
+    Returns the JSON of `seatrial quantize` (documented in docs/json.md). The model itself is left as it was. Options
+    are the fields of `Settings` and, for a text model (see `quantize_text`), of `TextSettings`. With `method="ohq"`
+    they are those of `quantize_ohq`. Raises BadInput for deployed files, unknown names and data that cannot be used.
     """
+    of_texts = {part.name: options.pop(part.name) for part in fields(TextSettings) if part.name in options}
+    texts = replace(texts or TextSettings(), **of_texts)
+    if isinstance(model, str) and text_head(model) is not None:
+        return _quantize_text(model, data, texts, options, out, metric, settings, overrides, progress)
+    if texts != TextSettings():
+        raise BadInput(f"an option of text models for '{model}'", "a text model, hf:REPO_OR_FOLDER", "leave it out")
     if options.get("method") == OHQ:
         del options["method"]
         given = {"out": out, "metric": metric, "settings": settings, "overrides": overrides, "progress": progress}
@@ -94,3 +104,23 @@ def quantize(
     }
     write_text(folder / "quantize.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return json.loads(json.dumps(result))
+
+
+def _quantize_text(
+    model: str,
+    data: Any,
+    texts: TextSettings,
+    options: dict[str, Any],
+    out: str | Path,
+    metric: Metric | None,
+    settings: Settings | None,
+    overrides: dict[str, Any] | None,
+    progress: Callable[[int, int, str], None] | None,
+) -> dict[str, Any]:
+    if options.get("method") == OHQ:
+        raise BadInput(f"--method {OHQ} for the text model '{model}'", "a quantizer", "see `seatrial list quantizer`")
+    if not isinstance(data, str | Path | None):
+        raise BadInput(f"data of type {type(data).__name__} for '{model}'", "a file of texts", "save them as one")
+    settings = replace(settings or Settings(calibration_samples=CALIBRATION_TEXTS), **options)
+    given = {"out": out, "metric": metric, "settings": settings, "texts": texts}
+    return quantize_text(model, data, **given, overrides=overrides, progress=progress)

@@ -11,16 +11,17 @@ from seatrial.catalogue import find, load, make
 from seatrial.core.chance import generator
 from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
-from seatrial.core.precision import Bits
+from seatrial.core.precision import Bits, Precision, parse_bits
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise
 from seatrial.core.recipe import Recipe
+from seatrial.core.sites import Site
 from seatrial.errors import BadInput
 from seatrial.jobs.settings import Settings
+from seatrial.quant.granularity import Granularity
 from seatrial.quant.placement import place
 from seatrial.quant.site_error import blame, site_errors
-
-_OPTIONS = ("bias_correction", "equalization")
+from seatrial.quant.weight_only import weight_only
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +36,8 @@ class Quantized:
 
 def quantize_graph(graph: Graph, batches: list[Tensor], rules: PlacementRules, settings: Settings) -> Quantized:
     """Plan and carry out the quantization of `graph` for a runtime with these rules."""
-    sites = place(graph, rules, Bits.parse(settings.bits), keep=settings.keep)
-    quantizer = quantizer_of(settings)
+    sites = sites_asked(graph, rules, settings)
+    quantizer = quantizer_of(settings, pictures=graph.inputs[0].dtype.startswith("float"))
     recipe = quantizer.plan(graph, batches, sites, rng=generator(settings.seed, "quantize", settings.method))
     warnings = list(recipe.notes)
     if any(wanted.bits == rules.weight_bits_cap < 8 for site, wanted in sites.items() if site.port == "weight"):
@@ -49,13 +50,29 @@ def quantize_graph(graph: Graph, batches: list[Tensor], rules: PlacementRules, s
     return Quantized(recipe, realise(graph, recipe), listed, tuple(warnings))
 
 
-def quantizer_of(settings: Settings) -> Quantizer:
+def sites_asked(graph: Graph, rules: PlacementRules, settings: Settings) -> dict[Site, Precision]:
+    """Return what the settings ask of each site: of weights alone where they name no bits of activations.
+
+    Raises BadInput for patterns that match nothing and for scales of activations that stay float.
+    """
+    bits, grain = parse_bits(settings.bits), Granularity.parse(settings.weights_per, settings.activations_per)
+    if isinstance(bits, Bits):
+        return grain.of(graph, place(graph, rules, bits, keep=settings.keep))
+    if grain.activations != "tensor":
+        came = f"--activations-per {settings.activations_per} with --bits {settings.bits}"
+        raise BadInput(came, "activations that are rounded", "leave it out, or write for example --bits w4a8")
+    wanted = weight_only(graph, bits.weights, grain.group, keep=settings.keep)
+    return wanted if grain.group else grain.of(graph, wanted)
+
+
+def quantizer_of(settings: Settings, *, pictures: bool = True) -> Quantizer:
     """Return the quantizer that the settings name, with their options.
 
     One that migrates has them for the rounds that come after. Raises BadInput for an option that was set and that the
     quantizer does not know, because it decides that itself.
     """
-    wanted: dict[str, Any] = {name: getattr(settings, name) for name in _OPTIONS}
+    corrected = pictures if settings.bias_correction is None else settings.bias_correction
+    wanted: dict[str, Any] = {"bias_correction": corrected, "equalization": settings.equalization}
     if settings.ranges != "default":
         wanted["ranges"] = make("ranges", settings.ranges)
     known = {field.name for field in fields(load(find("quantizer", settings.method)))}

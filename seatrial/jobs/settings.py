@@ -9,9 +9,10 @@ from pathlib import Path
 
 from seatrial.bench.toml_sweep import read_sweep
 from seatrial.catalogue import entries, find
-from seatrial.core.precision import Bits
+from seatrial.core.precision import parse_bits
 from seatrial.deploy.machine import usable_cores
 from seatrial.errors import BadInput
+from seatrial.quant.granularity import Granularity
 
 Progress = Callable[[int, int, str], None]
 
@@ -33,8 +34,11 @@ class Settings:
     method: str = "nearest"
     bits: str = "w8a8"
     ranges: str = "default"
-    bias_correction: bool = True
+    bias_correction: bool | None = None
+    """None: for networks on pictures. Of texts, the first token's huge error would be spread over all the others."""
     equalization: str = "depthwise"
+    weights_per: str = "channel"
+    activations_per: str = "tensor"
     keep: tuple[str, ...] = ()
     noise: str | tuple[str, ...] = "quick"
     limit: int | None = None
@@ -58,7 +62,8 @@ class Settings:
         if self.ranges != "default":
             find("ranges", self.ranges)
         if self.bits != "float":
-            Bits.parse(self.bits)
+            parse_bits(self.bits)
+        Granularity.parse(self.weights_per, self.activations_per)
         for name, value, least in (
             ("--batch", self.batch, 1),
             ("--jobs", self.jobs, 1),

@@ -27,6 +27,7 @@ class Observed:
 
     window: tuple[float, float] = (-math.inf, math.inf)
     """What readers make a difference of (0 to 6 before a ReLU6): values outside count as its ends."""
+    name: str = "a tensor"
     batches: list[tuple[float, float]] = field(default_factory=list)
     counts: np.ndarray | None = None
     bounds: tuple[float, float] | None = None
@@ -36,7 +37,9 @@ class Observed:
         low, high = (float(end) for end in torch.aminmax(value.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise BadInput(
-                "an activation that is not finite", "finite values on the calibration data", "check the data"
+                f"an activation that is not finite at {self.name}",
+                "finite values on the calibration data",
+                "check the data",
             )
         first, last = self.window
         self.batches.append((min(max(low, first), last), min(max(high, first), last)))

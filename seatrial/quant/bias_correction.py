@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from seatrial.core.graph import Graph
 from seatrial.core.predictor import Inputs
 from seatrial.core.realise import realise
-from seatrial.core.recipe import Affine, Recipe, Replace, Round
+from seatrial.core.recipe import Affine, Grouped, Recipe, Replace, Round
 from seatrial.core.sites import Site, attribute, op_name, operators, signature
 from seatrial.numerics.in_step import peak_bytes, run_in_step
 from seatrial.numerics.observe import watch
@@ -37,7 +37,9 @@ def correct_biases(
     corrected = {
         edit.site.operator: _Mean()
         for edit in rounds
-        if edit.site.port == "weight" and isinstance(edit.grid, Affine) and _correctable(named[edit.site.operator])
+        if edit.site.port == "weight"
+        and isinstance(edit.grid, Affine | Grouped)
+        and _correctable(named[edit.site.operator])
     }
     if not corrected:
         return []

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from seatrial.core.graph import Graph
 from seatrial.core.precision import Precision
 from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise, source
-from seatrial.core.recipe import Affine, Edit, FloatType, Recipe, Round
+from seatrial.core.recipe import Affine, Dynamic, Edit, FloatType, Grouped, Recipe, Round
 from seatrial.core.sites import Site, attribute, op_name, operators, signature
 from seatrial.errors import BadInput
-from seatrial.numerics.observe import watch
+from seatrial.numerics.observe import tensors_of, watch
 from seatrial.numerics.ranges import MeanSquaredError, Observed, Range, grid_for, weight_grid
 from seatrial.quant.bias_correction import correct_biases
+from seatrial.quant.channel_ranges import kept_rows, token_mask
 from seatrial.quant.equalization import equalize, equalize_depthwise
+from seatrial.quant.weight_grids import grouped_grid
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Nearest(Quantizer):
                 rounds.append(Round(site, FloatType(wanted.float_type)))
             elif site.port == "weight":
                 value = source(named[site.operator], "weight")
-                rounds.append(Round(site, weight_grid(attribute(graph.module, str(value.target)), wanted)))
+                rounds.append(Round(site, grid_of_weight(attribute(graph.module, str(value.target)), wanted)))
+            elif wanted.dynamic:
+                rounds.append(Round(site, Dynamic(wanted.bits, wanted.symmetric, wanted.group)))
             else:
                 activations[site] = wanted
         observed = self._observe(graph, calibration, activations)
@@ -85,10 +90,12 @@ class Nearest(Quantizer):
     def _observe(
         self, graph: Graph, calibration: Sequence[Inputs], sites: Mapping[Site, Precision]
     ) -> dict[Site, Observed]:
+        if not sites:
+            return {}
         named = operators(graph)
         nodes = {site: source(named[site.operator], site.port) for site in sites}
-        seen = {node: Observed(_window(node)) for node in nodes.values()}
-        watch(graph, calibration, {node: observed.see_bounds for node, observed in seen.items()})
+        seen = {node: Observed(_window(node), str(site)) for site, node in nodes.items()}
+        _watch_tokens(graph, calibration, {node: observed.see_bounds for node, observed in seen.items()})
         for group in _tied(sites).values():
             low = min(seen[nodes[site]].low_high[0] for site in group)
             high = max(seen[nodes[site]].low_high[1] for site in group)
@@ -97,7 +104,7 @@ class Nearest(Quantizer):
                 seen[nodes[site]].bounds = (low, high)
                 seen[nodes[site]].window = min(w[0] for w in windows), max(w[1] for w in windows)
         if self.ranges.needs_counts:
-            watch(graph, calibration, {node: observed.see_counts for node, observed in seen.items()})
+            _watch_tokens(graph, calibration, {node: observed.see_counts for node, observed in seen.items()})
             for group in _tied(sites).values():
                 counted = [seen[nodes[site]].counts for site in group]
                 total = np.sum([counts for counts in counted if counts is not None], axis=0)
@@ -109,6 +116,24 @@ class Nearest(Quantizer):
             for site in group:
                 seen[nodes[site]].batches = union
         return {site: seen[node] for site, node in nodes.items()}
+
+
+def _watch_tokens(
+    graph: Graph, calibration: Sequence[Inputs], seen: Mapping[fx.Node, Callable[[Tensor], None]]
+) -> None:
+    """Show values as `watch` does, without the rows of what fills sentences up."""
+    for batch in calibration:
+        mask = token_mask(graph, tensors_of(graph, batch))
+        watch(graph, [batch], {node: partial(_show, see, mask) for node, see in seen.items()})
+
+
+def _show(see: Callable[[Tensor], None], mask: Tensor | None, value: Tensor) -> None:
+    see(value if mask is None or value.ndim < 2 else kept_rows(value, mask))
+
+
+def grid_of_weight(weight: Tensor, wanted: Precision) -> Affine | Grouped:
+    """Return the min-max grid of a weight: of the tensor, its channels, or groups of its inputs, as asked for."""
+    return grouped_grid(weight, wanted) if wanted.group else weight_grid(weight, wanted)
 
 
 def _window(node: fx.Node) -> tuple[float, float]:

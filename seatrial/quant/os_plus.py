@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, final
 
 import numpy as np
@@ -17,7 +18,7 @@ from seatrial.core.quantizer import Quantizer
 from seatrial.core.recipe import Migrate, Recipe
 from seatrial.core.sites import Site, operators, site_of
 from seatrial.errors import BadInput
-from seatrial.numerics.observe import tensors_of
+from seatrial.numerics.observe import tensors_of, watch
 from seatrial.quant.channel_ranges import ChannelRanges, ranges_of, rows_read, token_mask
 from seatrial.quant.migrated_consumer import MigratedConsumer
 from seatrial.quant.migrating import NO_PLACE, asked_of_input, rounded_places, with_migrations
@@ -36,15 +37,16 @@ class OSPlus(Quantizer):
     At every norm that feeds rounded linear operators, and at gated projections, X becomes (X - z) / s: z is the middle
     of each channel's range, s_j(t) = max(1, max |X_j - z_j| / t) for the threshold t of `thresholds` equal steps up to
     the widest channel whose rounded outputs (see `seatrial.quant.place_outputs`) are nearest to the unrounded ones.
-    Ranges come from the first calibration batch without what fills sentences up, the loss from samples drawn from it,
-    both with all earlier operators rounded. The shift is left out where it cannot be folded away (RMS norms).
+    Ranges come from all calibration batches without what fills sentences up, the loss from samples drawn from the
+    first, with all earlier operators rounded. The shift is left out where it cannot be folded away (RMS norms).
     Afterwards `grids` rounds the migrated network.
 
     Source: Wei et al. 2023 (EMNLP), eq. 3 to 10 and algorithm 1; places of the residual branch: their appendix.
-    Departures: thresholds are searched from coarse to fine, which finds that of the full search wherever the loss has
-    one valley (`full_search` tries them all); where the widest channel lies to one side (RMS norms), the range of the
-    search is what lies within the threshold, not all of -t to t; norms that the paper leaves alone because of their
-    class (the last one before a head) are places too.
+    Departures: the paper takes ranges from one batch, where a channel with a long tail (a gated product) is scaled by
+    too little and then widens the tensor; thresholds are searched from coarse to fine, which finds that of the full
+    search wherever the loss has one valley (`full_search` tries them all); where the widest channel lies to one side
+    (RMS norms), the range of the search is what lies within the threshold, not all of -t to t; norms that the paper
+    leaves alone because of their class (the last one before a head) are places too.
     """
 
     grids: Nearest = field(default_factory=Nearest)
@@ -79,7 +81,8 @@ class OSPlus(Quantizer):
         if not calibration:
             raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
         places = rounded_places(graph, precision, gated=self.gated)
-        migrations = _Search(self, graph, precision, places).run(tensors_of(graph, calibration[0]), rng)
+        search = _Search(self, graph, precision, places)
+        migrations = search.run(tensors_of(graph, calibration[0]), rng, search.seen(calibration[1:]))
         notes = () if places else (NO_PLACE,)
         return with_migrations(graph, calibration, precision, migrations, self.grids, notes, rng=rng)
 
@@ -94,8 +97,26 @@ class _Search:
         self.named = operators(graph)
         self.names = {node: name for name, node in self.named.items()}
 
-    def run(self, batch: tuple[Tensor, ...], rng: np.random.Generator) -> list[Migrate]:
-        """Return one migration for each place where something changes."""
+    def seen(self, batches: Sequence[Inputs]) -> dict[str, ChannelRanges]:
+        """Return the ranges of what each consumer reads over these batches, in the float network."""
+        ranges: dict[str, ChannelRanges] = {}
+        for batch in batches:
+            mask = token_mask(self.graph, tensors_of(self.graph, batch))
+            readers = {
+                self.named[place.consumers[0]].args[0]: partial(self._see, ranges, place, mask) for place in self.places
+            }
+            watch(self.graph, [batch], readers)  # pyright: ignore[reportArgumentType]
+        return ranges
+
+    def _see(self, ranges: dict[str, ChannelRanges], place: Place, mask: Tensor | None, value: Tensor) -> None:
+        name = place.consumers[0]
+        found = ranges_of(rows_read(self.named[name], value, mask), site_of(name, "input0"))
+        ranges[name] = ranges[name].joined(found) if name in ranges else found
+
+    def run(
+        self, batch: tuple[Tensor, ...], rng: np.random.Generator, seen: Mapping[str, ChannelRanges]
+    ) -> list[Migrate]:
+        """Return one migration for each place where something changes; `seen` are ranges of other batches."""
         drawn = _drawn(batch, self.options.tokens, rng)
         masks = [token_mask(self.graph, rows) for rows in (batch, drawn)]
         first = {self.named[place.consumers[0]]: place for place in self.places}
@@ -105,7 +126,7 @@ class _Search:
         migrated: dict[fx.Node, MigratedConsumer] = {}
         for node in walk:
             if node in first:
-                edit, taking = self._decide(first[node], walk, masks)
+                edit, taking = self._decide(first[node], walk, masks, seen)
                 edits += [] if edit is None else [edit]
                 migrated.update(taking)
             if node in consumers:
@@ -128,11 +149,16 @@ class _Search:
         return found
 
     def _decide(
-        self, place: Place, walk: RoundedWalk, masks: Sequence[Tensor | None]
+        self,
+        place: Place,
+        walk: RoundedWalk,
+        masks: Sequence[Tensor | None],
+        seen: Mapping[str, ChannelRanges],
     ) -> tuple[Migrate | None, dict[fx.Node, MigratedConsumer]]:
         nodes = [self.named[name] for name in place.consumers]
         read = {node: walk.values(node.args[0]) for node in nodes}  # pyright: ignore[reportArgumentType]
         ranges = self._ranges(place, {node: values[0] for node, values in read.items()}, masks[0])
+        ranges = ranges.joined(seen.get(place.consumers[0], ranges))
         shift = ranges.middle if self.options.shift and place.may_shift else torch.zeros_like(ranges.low)
         reach = torch.maximum(ranges.high - shift, shift - ranges.low)
         asked = {
