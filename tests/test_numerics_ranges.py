@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from seatrial.core.insert_round import fake
 from seatrial.core.precision import INTEGER_BITS, Precision
 from seatrial.core.recipe import Affine
 from seatrial.errors import BadInput
@@ -21,7 +22,6 @@ from seatrial.numerics.ranges import (
     Observed,
     Percentile,
     Range,
-    fake,
     grid_for,
     weight_grid,
 )

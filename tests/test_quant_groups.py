@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -30,7 +31,11 @@ from seatrial.quant.nearest import Nearest
 from seatrial.quant.operator_kinds import origin
 from seatrial.quant.placement import place, place_operators, quantizable
 
-RULES = {"openvino": OpenVino().placement, "onnxruntime": OnnxRuntime().placement}
+# What is asked for must not depend on the CPU: some saturate with weights of 8 bits, and get 7.
+RULES = {
+    name: replace(target.placement, weight_bits_cap=8)
+    for name, target in {"openvino": OpenVino(), "onnxruntime": OnnxRuntime()}.items()
+}
 INPUTS_ONLY, OUTPUTS_TOO = RULES["openvino"], RULES["onnxruntime"]
 both_rules = pytest.mark.parametrize("rules", RULES.values(), ids=list(RULES))
 every_network = pytest.mark.parametrize("name", NETWORKS)

@@ -58,9 +58,9 @@ def graph(name: str) -> Graph:
     return captured(name)
 
 
-def planned(graph: Graph, name: str, method: Quantizer, bits: str = "w6a6") -> Recipe:
-    wanted = place(graph, RULES, Bits.parse(bits))
-    return method.plan(graph, [inputs_of(name, seed) for seed in (5, 6)], wanted, rng=generator(0, "plan"))
+def planned(graph: Graph, name: str, method: Quantizer, count: int = 4) -> Recipe:
+    wanted = place(graph, RULES, Bits(6, 6))
+    return method.plan(graph, [inputs_of(name, seed, count) for seed in (5, 6)], wanted, rng=generator(0, "plan"))
 
 
 def migrations(recipe: Recipe) -> tuple[Migrate, ...]:
@@ -156,9 +156,12 @@ def test_outliers_that_are_affine_are_undone(graph: Graph, name: str) -> None:
     outlying = with_outliers(graph)
     inputs = inputs_of(name, 9)
     wanted = answer(graph, inputs)
-    plain = relative(answer(realise(outlying, planned(outlying, name, PLAIN)), inputs), wanted)
-    found = relative(answer(realise(outlying, planned(outlying, name, METHODS["os-plus"])), inputs), wanted)
-    untouched = relative(answer(realise(graph, planned(graph, name, PLAIN)), inputs), wanted)
+
+    def error(which: Graph, method: Quantizer) -> float:
+        # Aligned channels all end at the ends of the grid: ranges of a few sentences would clip the next ones.
+        return relative(answer(realise(which, planned(which, name, method, count=32)), inputs), wanted)
+
+    plain, found, untouched = error(outlying, PLAIN), error(outlying, METHODS["os-plus"]), error(graph, PLAIN)
     assert plain > 2 * untouched
     assert found < 1.5 * untouched
 

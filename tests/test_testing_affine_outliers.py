@@ -16,6 +16,7 @@ from seatrial.core.sites import operators
 from seatrial.errors import BadInput
 from seatrial.numerics.observe import watch
 from seatrial.numerics.ranges import MinMax
+from seatrial.quant.channel_ranges import kept_rows
 from seatrial.quant.migration_places import migration_places
 from seatrial.quant.nearest import Nearest
 from seatrial.quant.os_plus import OSPlus
@@ -49,12 +50,12 @@ def widened(inputs: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
 def written(graph: Graph, name: str, seed: int) -> dict[str, Tensor]:
     """What each norm writes, as rows of channels without what fills sentences up."""
     inputs, nodes, found = inputs_of(name, seed), operators(graph), {}
-    keep = (lambda rows: rows) if isinstance(inputs, Tensor) else lambda rows: rows[inputs["attention_mask"] > 0]
+    mask = None if isinstance(inputs, Tensor) else inputs["attention_mask"]
     for one in migration_places(graph, gated=False):
         watch(
             graph,
             [inputs],
-            {nodes[one.producer]: lambda value, one=one: found.update({one.producer: keep(value).flatten(0, -2)})},
+            {nodes[one.producer]: lambda value, one=one: found.update({one.producer: kept_rows(value, mask)})},
         )
     return found
 

@@ -14,7 +14,7 @@ import numpy as np
 from seatrial.core.cell import digest, question
 from seatrial.core.graph import Graph
 from seatrial.core.realise import realise
-from seatrial.core.recipe import Affine, Recipe, Round
+from seatrial.core.recipe import Affine, FloatType, Recipe, Round
 from seatrial.core.search import CannotRun, Reading
 from seatrial.core.sites import op_name, signature
 from seatrial.core.target import Artefact, Target
@@ -172,4 +172,5 @@ def _kind(edit: Round) -> str:
     if isinstance(edit.grid, Affine):
         around_zero = not bool(edit.grid.zero_point.any())
         return f"{edit.site} {edit.grid.bits} {edit.grid.signed} {edit.grid.axis} {around_zero}"
-    return f"{edit.site} {edit.grid.kind}"
+    kind = edit.grid.kind if isinstance(edit.grid, FloatType) else type(edit.grid).__name__
+    return f"{edit.site} {kind}"

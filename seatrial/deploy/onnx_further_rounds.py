@@ -53,7 +53,7 @@ class _Builder:
         self.graph, self.names, self.node, self.base = graph, names, node, plain_path(str(source.name))
 
     def constant(self, suffix: str, array: np.ndarray | float) -> ir.Value:
-        held = np.asarray(array, np.float32) if isinstance(array, float) else array
+        held = array if isinstance(array, np.ndarray) else np.asarray(array, np.float32)
         return add_constant(self.graph, self.names, f"{self.base}_{suffix}", held)
 
     def call(self, operator: str, *inputs: ir.Value, **attributes: int) -> ir.Value:

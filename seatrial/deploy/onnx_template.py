@@ -16,7 +16,7 @@ from seatrial.core.sites import Site, op_name
 from seatrial.deploy.onnx_constants import Names, add_constant
 from seatrial.deploy.onnx_export import ExportedOnnx, finish, translated
 from seatrial.deploy.onnx_lowering import DOMAIN
-from seatrial.errors import BadInput
+from seatrial.errors import BadInput, NotApplicable
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class OnnxTemplate:
     ) -> ExportedOnnx:
         """Write the file with these rounds to `path`; options as `write_onnx` has them.
 
-        Raises BadInput for a round that has no mark.
+        Raises BadInput for a round that has no mark, NotApplicable for grids other than `Affine` and `FloatType`.
         """
         grids = {edit.site: edit.grid for edit in rounds}
         missing = sorted(str(site) for site in set(grids) - set(self.sites))
@@ -97,6 +97,8 @@ class OnnxTemplate:
 def _content(grid: Grid) -> tuple[object, ...]:
     if isinstance(grid, FloatType):
         return (grid.kind,)
+    if not isinstance(grid, Affine):
+        raise NotApplicable(f"a template has no marks for rounds of the kind {type(grid).__name__}")
     return (*grid.codes, grid.axis, grid.scale.numpy().tobytes(), grid.zero_point.numpy().tobytes())
 
 
@@ -106,6 +108,7 @@ def _rounded(graph: ir.Graph, names: Names, mark: ir.Node, source: ir.Value, gri
     if isinstance(grid, FloatType):
         node = ir.Node(DOMAIN, "NarrowFloat", [source], [ir.AttrString("kind", grid.kind)], outputs=[out])
     else:
+        assert isinstance(grid, Affine), "refused above"
         low, high = grid.codes
         values = {"low": low, "high": high, "axis": -1 if grid.axis is None else grid.axis}
         scale = add_constant(graph, names, "marked_scale", grid.scale.detach().float().numpy())
