@@ -9,13 +9,12 @@ examples/train_language_models.py). Answers are kept under --work, so that a run
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from csv_table import write_csv
+from paired_answers import Answers, against, figure, kept
 
 from seatrial.bench.texts import text_records
 from seatrial.core.chance import generator
@@ -38,7 +37,6 @@ from seatrial.quant.smooth_quant import SmoothQuant
 
 RULES = PlacementRules("torch", "by-range", operator_outputs=False, attention_products="all")
 HEADS = ("lm_head", "classifier", "score")
-RESAMPLES = 10_000
 
 
 def nearest(ranges: MinMax | Percentile | MeanSquaredError) -> Nearest:
@@ -71,15 +69,6 @@ SETTINGS: Mapping[str, tuple[str, str, str]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What one network made of each text: right or not, or summed losses and tokens."""
-
-    right: np.ndarray
-    loss: np.ndarray
-    tokens: np.ndarray
-
-
 def answers(subject: TextSubject, graph: Graph) -> Answers:
     """Judge a graph on the evaluation."""
     records = text_records(
@@ -91,18 +80,6 @@ def answers(subject: TextSubject, graph: Graph) -> Answers:
     return Answers(np.zeros(0), column(records, "nll"), column(records, "tokens").astype(float))
 
 
-def kept(file: Path, make: Callable[[], Answers]) -> Answers:
-    """Return the answers in a file, made and written where they are not there yet."""
-    if not file.is_file():
-        start = time.monotonic()
-        found = make()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, right=found.right, loss=found.loss, tokens=found.tokens)
-        print(f"{file.stem}: {time.monotonic() - start:.0f} s", flush=True)
-    held = np.load(file)
-    return Answers(held["right"], held["loss"], held["tokens"])
-
-
 def rounded(subject: TextSubject, method: Quantizer, setting: tuple[str, str, str], seed: int) -> Graph:
     """Return the network with all but its head rounded: no operator keeps 8 bits because it is the first or last."""
     graph, (bits, weights, activations) = subject.model.graph, setting
@@ -111,27 +88,6 @@ def rounded(subject: TextSubject, method: Quantizer, setting: tuple[str, str, st
     wanted = Granularity.parse(weights, activations).of(graph, wanted)
     recipe = method.plan(graph, subject.calibration_batches(), wanted, rng=generator(seed, "os-plus"))
     return realise(graph, recipe)
-
-
-def value(seeds: Sequence[Answers], drawn: np.ndarray | None = None) -> np.ndarray:
-    """Return accuracy, or the mean loss of a token, over seeds; one for each draw of texts."""
-    if len(seeds[0].right):
-        each = np.mean([one.right for one in seeds], axis=0)
-        return each.mean() if drawn is None else drawn @ each / len(each)
-    loss, tokens = np.mean([one.loss for one in seeds], axis=0), seeds[0].tokens
-    return loss.sum() / tokens.sum() if drawn is None else (drawn @ loss) / (drawn @ tokens)
-
-
-def against(before: Sequence[Answers], after: Sequence[Answers]) -> tuple[float, float, float]:
-    """Return the difference in points, or the ratio of perplexities, with its 95 % interval over texts."""
-    count = len(before[0].right) or len(before[0].loss)
-    rng = generator(0, "intervals")
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float32)
-    moved = value(after, drawn) - value(before, drawn)
-    middle = value(after) - value(before)
-    ends = np.quantile(moved, (0.025, 0.975))
-    shown = (lambda x: 100 * x) if len(before[0].right) else np.exp
-    return float(shown(middle)), float(shown(ends[0])), float(shown(ends[1]))
 
 
 def rows_of(
@@ -158,7 +114,7 @@ def rows_of(
             middle, low, high = against(plain, seeds)
             row: dict[str, object] = {"network": name, "setting": setting, "method": method, "seeds": len(seeds)}
             row |= {"metric": "accuracy" if accuracy else "perplexity"}
-            row |= {"float": _shown(plain, accuracy), "value": _shown(seeds, accuracy)}
+            row |= {"float": figure(plain, accuracy), "value": figure(seeds, accuracy)}
             row |= {"against_float": middle, "low": low, "high": high}
             if "os-plus" in told:
                 ours = against(seeds, told["os-plus"])
@@ -166,10 +122,6 @@ def rows_of(
             found.append(row)
             print({key: round(x, 3) if isinstance(x, float) else x for key, x in row.items()}, flush=True)
     return found
-
-
-def _shown(seeds: Sequence[Answers], accuracy: bool) -> float:
-    return float(100 * value(seeds) if accuracy else np.exp(value(seeds)))
 
 
 def main() -> None:

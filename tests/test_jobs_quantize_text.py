@@ -6,7 +6,9 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,14 @@ def saved(folder: Path, kind: str) -> Path:
 def sentences(count: int, longest: int) -> list[str]:
     rng = np.random.default_rng(0)
     return [" ".join(rng.choice(WORDS, rng.integers(2, longest))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _opened_once() -> Iterator[None]:
+    """Each network is captured once, however often it is asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seatrial.jobs.text_subject.open_model", cache(open_model))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -237,14 +247,6 @@ def test_questions_are_answered_by_the_simulation(llama: Path, tmp_path: Path) -
     assert "--stride plays no part in multiple-choice" in found["warnings"]
 
 
-@pytest.fixture
-def opened_once(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The classifier is captured once, however often it is asked for."""
-    model = open_model(f"hf:{bert}")
-    monkeypatch.setattr("seatrial.jobs.text_subject.open_model", lambda _: model)
-
-
-@pytest.mark.usefixtures("opened_once")
 def test_calibration_texts_are_sorted_and_draws_share_nothing(bert: Path, reviews: Path) -> None:
     subject = open_text_subject(f"hf:{bert}", reviews, Settings(calibration_samples=24), TextSettings(window=12))
     assert not set(subject.calibration.ids) & set(subject.evaluation.ids)
@@ -292,7 +294,7 @@ def test_sst2_is_read_for_a_classifier(shared: Path, bert: Path) -> None:
 
 def test_stories_lose_little(shared: Path) -> None:
     folder = shared / "models" / "stories260k"
-    options = Settings(calibration_samples=16, limit=40)
+    options = Settings(calibration_samples=16, limit=20)
     stories = folder / "sampled_stories.jsonl"
     subject = open_text_subject(f"hf:{folder}", stories, options, TextSettings(window=128))
     graph, rules = subject.model.graph, PlacementRules("torch", "by-range", operator_outputs=False)
@@ -300,7 +302,7 @@ def test_stories_lose_little(shared: Path) -> None:
     whole, own = (
         text_records(GraphPredictor(one), subject.task, subject.evaluation) for one in (graph, quantized.graph)
     )
-    assert len(own) == 40
+    assert len(own) == 20
     assert 2 < perplexity(whole) < 4  # its README: 3.01
     assert 1 < perplexity(own) / perplexity(whole) < 1.05
 
@@ -331,7 +333,6 @@ def test_what_a_classifier_cannot_be_asked_is_named(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.usefixtures("opened_once")
 def test_texts_that_cannot_be_used_are_named(bert: Path, reviews: Path, tmp_path: Path) -> None:
     def opened(data: Path = reviews, **options: Any) -> None:
         open_text_subject(f"hf:{bert}", data, replace(Settings(), **options), TextSettings())

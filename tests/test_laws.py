@@ -121,6 +121,8 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
     ("quantizer", "os-plus"): ({}, {"objective": "layers"}),
     ("quantizer", "smooth-quant"): ({},),
     ("quantizer", "outlier-suppression"): ({},),
+    ("quantizer", "ptq4vit"): ({}, {"twin": False, "rounds": 1}),
+    ("quantizer", "repq-vit"): ({}, {"logarithmic": False}),
     ("quantizer", "gptq"): ({}, {"act_order": False, "search": None}),
     ("quantizer", "awq"): ({}, {"steps": 5, "gated": False}),
     ("qat", "dorefa"): ({}, {"clip": 1.0}),
@@ -134,6 +136,7 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
     ("ranges", "percentile"): ({},),
     ("ranges", "mse"): ({},),
     ("ranges", "moving-average"): ({},),
+    ("ranges", "token-wise"): ({}, {"ratio": 0.1}),
     ("target", "torch"): ({},),
     ("target", "onnxruntime"): ({},),
     ("target", "openvino"): ({},),
@@ -507,14 +510,14 @@ def test_mitigation(name: str, options: Options, module: Classifier, graph: Grap
 @pytest.mark.parametrize(("name", "options"), rows("ranges"))
 def test_a_range_lies_in_what_was_seen_and_its_grid_holds_zero(name: str, options: Options, values: str) -> None:
     ranges: Range = catalogue.make("ranges", name, **options)
-    x = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
     shape: dict[str, Callable[[Tensor], Tensor]] = {
         "both signs": lambda x: x,
         "positive": lambda x: x.abs() + 1,
         "negative": lambda x: -x.abs() - 1,
         "zero": torch.zeros_like,
     }
-    observed = Observed()
+    observed = Observed(by_token=True)
     for part in shape[values](x).chunk(3):
         observed.see_bounds(part)
     for part in shape[values](x).chunk(3):

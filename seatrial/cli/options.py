@@ -59,7 +59,7 @@ Classes = Annotated[Path | None, typer.Option(help="One class name a line, or CS
 Target = Annotated[str, typer.Option(help="auto, torch, onnxruntime, openvino or litert.")]
 Method = Annotated[str, typer.Option(help="The quantizer; see `seatrial list`.")]
 BitsOption = Annotated[str, typer.Option(help="Bits of weights and activations, such as w8a8.")]
-Ranges = Annotated[str, typer.Option(help="default, minmax, percentile, mse or moving-average.")]
+Ranges = Annotated[str, typer.Option(help="default, minmax, percentile, mse, moving-average or token-wise.")]
 BiasCorrection = Annotated[
     bool | None,
     typer.Option(help="Correct biases for the mean error of rounded weights; by default for networks on pictures."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -12,6 +13,7 @@ from seatrial.core.constants import constant, parameter_at, set_constant
 from seatrial.core.graph import module_path
 from seatrial.core.recipe import Migrate
 from seatrial.core.sites import Site, op_name
+from seatrial.core.value_paths import ValuePath, value_paths
 from seatrial.errors import BadInput
 
 _LOOKS_AT_SHAPE = {"sym_size"}
@@ -22,10 +24,11 @@ def migrate(module: fx.GraphModule, named: Mapping[str, fx.Node], edit: Migrate,
 
     Producers: convolution, linear, layer norm, batch norm, and a product with a parameter (RMS norm; scale only).
     Consumers: convolution and linear, directly or behind what `seatrial.core.channel_paths` follows (moves; for a scale
-    alone also ReLU, pooling and gates); one without a bias gets one where a shift needs it. Every other reader of
-    X gets X * scale + shift. Computed in float64, stored in the type of the parameters. Raises BadInput for other
-    operators, for scales that are not positive, and for a shift into a convolution with zero padding, whose border
-    would change.
+    alone also ReLU, pooling and gates), or behind an attention whose values X holds (`seatrial.core.value_paths`);
+    one without a bias gets one where a shift needs it. Every other reader of X gets X * scale + shift. Computed in
+    float64, stored in the type of the parameters. Raises BadInput for other operators, for scales that are not
+    positive, for a shift into a convolution with zero padding, whose border would change, and for values that another
+    operator reads too.
     """
     producer = named[edit.producer.operator]
     if not bool((edit.scale > 0).all() & edit.scale.isfinite().all() & edit.shift.isfinite().all()):
@@ -38,6 +41,10 @@ def migrate(module: fx.GraphModule, named: Mapping[str, fx.Node], edit: Migrate,
     shifted = bool(edit.shift.any())
     paths = channel_paths(producer, shifted=shifted)
     consumers = [named[site.operator] for site in edit.consumers]
+    attended = value_paths(producer)
+    if any(consumer in attended for consumer in consumers):
+        _migrate_values(module, producer, consumers, edit, attended, name)
+        return
     for consumer, site in zip(consumers, edit.consumers, strict=True):
         _check_consumer(producer, consumer, paths, site, shifted)
     _fold_into_producer(module, producer, edit, name)
@@ -46,6 +53,35 @@ def migrate(module: fx.GraphModule, named: Mapping[str, fx.Node], edit: Migrate,
     rest = _uncovered(producer, paths.covered(consumers))
     if rest:
         _undo_for(module, producer, rest, edit, paths, name)
+
+
+def _migrate_values(
+    module: fx.GraphModule,
+    producer: fx.Node,
+    consumers: list[fx.Node],
+    edit: Migrate,
+    attended: Mapping[fx.Node, ValuePath],
+    name: str,
+) -> None:
+    """Migrate channels of the values of an attention; several channels of a consumer may read the same one."""
+    _fold_into_producer(module, producer, edit, name)
+    changed = (edit.scale != 1) | (edit.shift != 0)
+    others = changed.clone()
+    for consumer, path in attended.items():
+        at = torch.tensor(path.channels)
+        if consumer not in consumers and bool(changed[at].any()):
+            raise BadInput(f"values at {edit.producer} that another operator reads", "all readers", "name them all")
+        others[at] = False
+    if bool(others.any()) or any(consumer not in attended for consumer in consumers):
+        came = f"a migration at {edit.producer} of more than the values of an attention"
+        raise BadInput(came, "scale 1 and shift 0 for queries and keys", "plan it again")
+    for i, (consumer, site) in enumerate(zip(consumers, edit.consumers, strict=True)):
+        at = torch.tensor(attended[consumer].channels)
+        if bool(edit.shift[at].any()) and not attended[consumer].may_shift:
+            came = f"a shift into {site}, behind weights that need not sum to 1"
+            raise BadInput(came, "shift 0 there", "migrate the scale alone")
+        read = replace(edit, shift=edit.shift[at], scale=edit.scale[at])
+        _fold_out_of_consumer(module, consumer, read, site, f"{name}_{i}")
 
 
 def _check_consumer(producer: fx.Node, consumer: fx.Node, paths: Paths, site: Site, shifted: bool) -> None:

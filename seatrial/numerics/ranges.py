@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,13 +18,15 @@ from seatrial.errors import BadInput
 BINS = 8192
 _COUNTED = 2**19
 """Values of one batch that enter a histogram; more are thinned out evenly."""
+_TOKENS = 2**12
+"""Tokens of one batch whose extremes are kept; more are thinned out evenly."""
 _LOPSIDED = 0.75
 """A signed grid around zero of which a range would use a smaller share than this gives way to an unsigned one."""
 
 
 @dataclass
 class Observed:
-    """What was seen of one tensor: bounds over all batches, bounds of each batch, and a histogram between bounds."""
+    """What was seen of one tensor: bounds over all batches, of each batch and each token, a histogram between them."""
 
     window: tuple[float, float] = (-math.inf, math.inf)
     """What readers make a difference of (0 to 6 before a ReLU6): values outside count as its ends."""
@@ -31,9 +34,13 @@ class Observed:
     batches: list[tuple[float, float]] = field(default_factory=list)
     counts: np.ndarray | None = None
     bounds: tuple[float, float] | None = None
+    by_token: bool = False
+    """Rows of the last axis are tokens, whose bounds are kept."""
+    tokens: list[np.ndarray] = field(default_factory=list)
+    """[2, tokens] for each batch: lowest and highest value of each, of some tokens where a batch has many."""
 
     def see_bounds(self, value: Tensor) -> None:
-        """First pass: lowest and highest value of a batch."""
+        """First pass: lowest and highest value of a batch, and of its tokens."""
         low, high = (float(end) for end in torch.aminmax(value.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise BadInput(
@@ -43,6 +50,9 @@ class Observed:
             )
         first, last = self.window
         self.batches.append((min(max(low, first), last), min(max(high, first), last)))
+        if self.by_token:
+            ends = [_thinned(end, _TOKENS) for end in torch.aminmax(value.detach().float(), dim=-1)]
+            self.tokens.append(torch.stack(ends).clamp(first, last).numpy())
 
     def see_counts(self, value: Tensor) -> None:
         """Second pass: add a batch to the histogram between the bounds of the first."""
@@ -50,7 +60,7 @@ class Observed:
         if self.counts is None:
             self.counts = np.zeros(BINS)
         if high > low:
-            seen = _thinned(value.detach()).float().clamp(low, high)
+            seen = _thinned(value.detach(), _COUNTED).float().clamp(low, high)
             self.counts += torch.histc(seen, BINS, low, high).double().numpy()
 
     @property
@@ -63,10 +73,10 @@ class Observed:
         return min(low for low, _ in self.batches), max(high for _, high in self.batches)
 
 
-def _thinned(value: Tensor) -> Tensor:
+def _thinned(value: Tensor, most: int) -> Tensor:
     """Return every n-th value, n sharing no factor with the size, so that rows, columns and channels come evenly."""
     flat = value.reshape(-1)
-    step = max(1, -(-flat.numel() // _COUNTED))
+    step = max(1, -(-flat.numel() // most))
     while math.gcd(step, flat.numel()) > 1 and step < flat.numel():
         step += 1
     return flat[::step]
@@ -79,6 +89,14 @@ class Range(ABC):
     """
 
     needs_counts: bool = False
+    needs_tokens: bool = False
+
+    def tried(self, bits: int) -> Sequence[Range]:
+        """Return the ranges of which a quantizer takes the one that suits the whole network best, the first of equals.
+
+        `bits` are the fewest of any activation.
+        """
+        return (self,)
 
     @abstractmethod
     def choose(self, observed: Observed, precision: Precision) -> tuple[float, float]:
@@ -158,18 +176,18 @@ class MeanSquaredError(Range):
         whole = ends = min(low, 0.0), max(high, 0.0)
         # ONNX Runtime joins a clipping activation and a round only if the grid ends where the activation does.
         least, most = min(observed.window[0], 0.0), max(observed.window[1], 0.0)
-        best = _error(ends, centers, weights, width, precision)
+        best = grid_error(ends, centers, weights, width, precision)
         for moved in ((True, True), (False, True), (True, False), (False, True), (True, False)):
             for factor in (*np.geomspace(1.0, 1 / 32, self.steps), *_WIDER):
                 first, last = max(float(factor * whole[0]), least), min(float(factor * whole[1]), most)
                 tried = first if moved[0] else ends[0], last if moved[1] else ends[1]
-                error = _error(tried, centers, weights, width, precision)
+                error = grid_error(tried, centers, weights, width, precision)
                 if error < best:
                     best, ends = error, tried
         return ends
 
 
-def _error(
+def grid_error(
     ends: tuple[float, float], centers: np.ndarray, weights: np.ndarray, width: float, precision: Precision
 ) -> float:
     """Return the mean squared error of the grid for a range on a histogram with bins of `width`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import fx
@@ -13,18 +13,21 @@ from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise
 from seatrial.core.recipe import Migrate, Recipe
-from seatrial.core.sites import Site, operators, signature, site_of
+from seatrial.core.sites import Site, op_name, operators, signature, site_of
 from seatrial.quant.migration_places import Place, migration_places
+from seatrial.quant.operator_kinds import PRODUCTS
 
 NO_PLACE = "no norm or gated projection feeds a linear operator that is rounded: nothing was migrated"
 
 
-def rounded_places(graph: Graph, precision: Mapping[Site, Precision], *, gated: bool) -> list[Place]:
+def rounded_places(
+    graph: Graph, precision: Mapping[Site, Precision], *, gated: bool, values: bool = False
+) -> list[Place]:
     """Return the places at which some consumer reads integers, or has a weight of integers."""
     named = operators(graph)
     names = {node: name for name, node in named.items()}
     found = []
-    for place in migration_places(graph, gated=gated):
+    for place in migration_places(graph, gated=gated, values=values):
         for consumer in place.consumers:
             asked = [asked_of_input(named[consumer], names, precision), precision.get(site_of(consumer, "weight"))]
             if any(wanted is not None and wanted.float_type is None for wanted in asked):
@@ -41,11 +44,19 @@ def asked_of_input(
     Operators that only move values on the way may carry the round as well.
     """
     wanted = precision.get(site_of(names[consumer], "input0"))
-    value = consumer.args[0]
-    while wanted is None and isinstance(value, fx.Node) and value in names:
-        wanted = precision.get(site_of(names[value], "output"))
-        value = value.args[0] if value.args else None
+    for value in written_before(consumer, names):
+        wanted = wanted or precision.get(site_of(names[value], "output"))
     return wanted
+
+
+def written_before(
+    consumer: fx.Node, names: Mapping[fx.Node, str], producer: fx.Node | None = None
+) -> Iterator[fx.Node]:
+    """Yield what an operator reads first, what that reads first, and so on, to an attention or before a producer."""
+    value = consumer.args[0]
+    while isinstance(value, fx.Node) and value in names and value is not producer:
+        yield value
+        value = value.args[0] if value.args and op_name(value) not in PRODUCTS else None
 
 
 def with_migrations(

@@ -24,6 +24,7 @@ from seatrial.numerics.ranges import MeanSquaredError, Observed, Range, grid_for
 from seatrial.quant.bias_correction import correct_biases
 from seatrial.quant.channel_ranges import kept_rows, token_mask
 from seatrial.quant.equalization import equalize, equalize_depthwise
+from seatrial.quant.nearest_answers import nearest_answers
 from seatrial.quant.weight_grids import grouped_grid
 
 
@@ -73,10 +74,28 @@ class Nearest(Quantizer):
             else:
                 activations[site] = wanted
         observed = self._observe(graph, calibration, activations)
-        rounds += [Round(site, _grid(self.ranges, observed[site], wanted)) for site, wanted in activations.items()]
+        rounds += self._suited(graph, calibration, rounds, observed, activations)
         biases = correct_biases(graph, calibration, rounds) if self.bias_correction else []
         edits: list[Edit] = [*migrations, *biases, *rounds]
         return Recipe(tuple(edits), signature(original))
+
+    def _suited(
+        self,
+        graph: Graph,
+        calibration: Sequence[Inputs],
+        weights: Sequence[Round],
+        observed: Mapping[Site, Observed],
+        activations: Mapping[Site, Precision],
+    ) -> list[Round]:
+        """Return the rounds of the activations by the range that suits the network best, of those that are tried."""
+        fewest = min((wanted.bits for wanted in activations.values()), default=8)
+        tried = [
+            [Round(site, _grid(one, observed[site], wanted)) for site, wanted in activations.items()]
+            for one in self.ranges.tried(fewest)
+        ]
+        if len(tried) == 1 or not any(seen.tokens for seen in observed.values()):
+            return tried[0]
+        return tried[nearest_answers(graph, calibration, [[*weights, *rounds] for rounds in tried])]
 
     def _equalized(
         self, graph: Graph, calibration: Sequence[Inputs], precision: Mapping[Site, Precision]
@@ -94,7 +113,10 @@ class Nearest(Quantizer):
             return {}
         named = operators(graph)
         nodes = {site: source(named[site.operator], site.port) for site in sites}
-        seen = {node: Observed(_window(node), str(site)) for site, node in nodes.items()}
+        seen = {
+            node: Observed(_window(node), str(site), by_token=self.ranges.needs_tokens and _holds_tokens(node))
+            for site, node in nodes.items()
+        }
         _watch_tokens(graph, calibration, {node: observed.see_bounds for node, observed in seen.items()})
         for group in _tied(sites).values():
             low = min(seen[nodes[site]].low_high[0] for site in group)
@@ -113,8 +135,11 @@ class Nearest(Quantizer):
         for group in _tied(sites).values():
             batches = [seen[nodes[site]].batches for site in group]
             union = [(min(b[0] for b in same), max(b[1] for b in same)) for same in zip(*batches, strict=True)]
+            tokens = [seen[nodes[site]].tokens for site in group]
+            joined = [each for one in tokens for each in one] if all(tokens) else []
             for site in group:
                 seen[nodes[site]].batches = union
+                seen[nodes[site]].tokens = joined
         return {site: seen[node] for site, node in nodes.items()}
 
 
@@ -129,6 +154,11 @@ def _watch_tokens(
 
 def _show(see: Callable[[Tensor], None], mask: Tensor | None, value: Tensor) -> None:
     see(value if mask is None or value.ndim < 2 else kept_rows(value, mask))
+
+
+def _holds_tokens(node: fx.Node) -> bool:
+    """Tell whether the last axis of a value holds a token's channels: a linear operator or layer norm says so."""
+    return any(op_name(one) in ("linear", "layer_norm") for one in (node, *node.users))
 
 
 def grid_of_weight(weight: Tensor, wanted: Precision) -> Affine | Grouped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from seatrial.core.carrying import CARRIES
+from seatrial.core.carrying import CARRIES, carries
 from seatrial.core.realise import tensor_inputs
 from seatrial.core.sites import op_name, shape_of
 from seatrial.quant.channel_groups import conv_groups
@@ -20,6 +20,8 @@ ACTIVATIONS = {
 POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d"}
 PRODUCTS = {"matmul", "bmm"}
 """Activation by activation: the products of an attention."""
+SOFTMAX = {"softmax", "_softmax"}
+_MOVES = {"expand", "repeat", "select", "unbind", "split", "chunk", "getitem", "roll", "dropout", "alias", "detach"}
 
 
 def is_parameter(argument: object) -> bool:
@@ -47,6 +49,18 @@ def origin(node: fx.Node) -> fx.Node:
     return node
 
 
+def moves(node: fx.Node) -> bool:
+    """Tell whether an operator gives values of the tensor that it reads: all, some or some again, and zeros."""
+    return carries(node) or op_name(node) in _MOVES
+
+
+def computed_by(node: fx.Node) -> fx.Node:
+    """Return the operator that computed a value, behind those that only move values."""
+    while moves(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
 def is_gate(node: fx.Node) -> bool:
     """Tell whether a tensor holds one value a channel of a picture: the gate of a squeeze-and-excite branch."""
     shape = shape_of(node)
@@ -64,7 +78,7 @@ def before_softmax(node: fx.Node) -> bool:
     """Tell whether a product gives the scores of an attention: a softmax follows within six operators."""
     for _ in range(6):
         users = list(node.users)
-        if any(op_name(user) in ("softmax", "_softmax") for user in users):
+        if any(op_name(user) in SOFTMAX for user in users):
             return True
         follow = [
             user for user in users if op_name(user) in ("add", "mul", "div", "view", "masked_fill", "where", "to")

@@ -21,7 +21,7 @@ from seatrial.errors import BadInput
 from seatrial.numerics.observe import tensors_of, watch
 from seatrial.quant.channel_ranges import ChannelRanges, ranges_of, rows_read, token_mask
 from seatrial.quant.migrated_consumer import MigratedConsumer
-from seatrial.quant.migrating import NO_PLACE, asked_of_input, rounded_places, with_migrations
+from seatrial.quant.migrating import NO_PLACE, asked_of_input, rounded_places, with_migrations, written_before
 from seatrial.quant.migration_places import Place
 from seatrial.quant.nearest import Nearest
 from seatrial.quant.place_loss import PlaceLoss
@@ -54,6 +54,8 @@ class OSPlus(Quantizer):
     scale: bool = True
     gated: bool = True
     """Scale between the two projections of gated blocks too."""
+    values: bool = False
+    """Between the projections before and behind an attention too, for its values (not in the paper)."""
     objective: Literal["output", "layers"] = "output"
     """`output`: the attention's output, or the gated product; `layers`: the sum over the linear operators."""
     thresholds: int = 100
@@ -80,7 +82,7 @@ class OSPlus(Quantizer):
         """
         if not calibration:
             raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
-        places = rounded_places(graph, precision, gated=self.gated)
+        places = rounded_places(graph, precision, gated=self.gated, values=self.values)
         search = _Search(self, graph, precision, places)
         migrations = search.run(tensors_of(graph, calibration[0]), rng, search.seen(calibration[1:]))
         notes = () if places else (NO_PLACE,)
@@ -140,10 +142,8 @@ class _Search:
             producer = self.named[place.producer]
             for name in place.consumers:
                 found |= {site_of(name, "input0"), site_of(name, "weight")}
-                value = self.named[name].args[0]
-                while isinstance(value, fx.Node) and value in self.names and value is not producer:
-                    found.add(site_of(self.names[value], "output"))
-                    value = value.args[0] if value.args else None
+                before = written_before(self.named[name], self.names, producer)
+                found |= {site_of(self.names[value], "output") for value in before}
             if place.kind == "norm":
                 found.add(site_of(place.producer, "output"))
         return found
@@ -159,6 +159,7 @@ class _Search:
         read = {node: walk.values(node.args[0]) for node in nodes}  # pyright: ignore[reportArgumentType]
         ranges = self._ranges(place, {node: values[0] for node, values in read.items()}, masks[0])
         ranges = ranges.joined(seen.get(place.consumers[0], ranges))
+        ranges = ChannelRanges(-place.highest(-ranges.low), place.highest(ranges.high))
         shift = ranges.middle if self.options.shift and place.may_shift else torch.zeros_like(ranges.low)
         reach = torch.maximum(ranges.high - shift, shift - ranges.low)
         asked = {
@@ -178,9 +179,7 @@ class _Search:
         taking = {node: consumer.with_scale(scale) for node, consumer in taking.items()}
         if not bool(shift.any()) and bool((scale == 1).all()):
             return None, taking
-        producer = site_of(place.producer, "output")
-        sites = tuple(site_of(name, "output") for name in place.consumers)
-        return Migrate(producer, sites, shift, scale), taking
+        return place.migration(shift, scale), taking
 
     def _ranges(self, place: Place, read: Mapping[fx.Node, Tensor], mask: Tensor | None) -> ChannelRanges:
         found: ChannelRanges | None = None

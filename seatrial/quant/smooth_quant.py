@@ -16,7 +16,7 @@ from seatrial.core.graph import Graph
 from seatrial.core.precision import Precision
 from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
-from seatrial.core.recipe import Migrate, Recipe
+from seatrial.core.recipe import Recipe
 from seatrial.core.sites import Site, operators, site_of
 from seatrial.errors import BadInput
 from seatrial.numerics.observe import tensors_of, watch
@@ -35,12 +35,13 @@ class SmoothQuant(Quantizer):
 
     The maxima are over all calibration batches, without what fills sentences up, and over all consumers of a place.
     Source: Xiao et al. 2023, eq. 4, at the places of `seatrial.quant.migration_places`. Departures: gated projections
-    too, if `gated`; maxima below 1e-5 count as that, as in the authors' code.
+    too, if `gated`, and values of attentions, if `values`; maxima below 1e-5 count as that, as in the authors' code.
     """
 
     grids: Nearest = field(default_factory=Nearest)
     alpha: float = 0.5
     gated: bool = False
+    values: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -60,7 +61,8 @@ class SmoothQuant(Quantizer):
         """
         if not calibration:
             raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
-        places, named = rounded_places(graph, precision, gated=self.gated), operators(graph)
+        places = rounded_places(graph, precision, gated=self.gated, values=self.values)
+        named = operators(graph)
         reach: dict[Place, Tensor] = {}
         for batch in calibration:
             mask = token_mask(graph, tensors_of(graph, batch))
@@ -73,10 +75,9 @@ class SmoothQuant(Quantizer):
         edits = []
         for place in places:
             weights = [_by_input(graph, named[name]) for name in place.consumers]
-            heavy = torch.stack(weights).amax(0).clamp(min=_LEAST)
-            scale = reach[place].clamp(min=_LEAST) ** self.alpha / heavy ** (1 - self.alpha)
-            sites = tuple(site_of(name, "output") for name in place.consumers)
-            edits.append(Migrate(site_of(place.producer, "output"), sites, torch.zeros_like(scale), scale))
+            heavy = place.highest(torch.stack(weights).amax(0)).clamp(min=_LEAST)
+            scale = place.highest(reach[place]).clamp(min=_LEAST) ** self.alpha / heavy ** (1 - self.alpha)
+            edits.append(place.migration(torch.zeros_like(scale), scale))
         notes = () if places else (NO_PLACE,)
         return with_migrations(graph, calibration, precision, edits, self.grids, notes, rng=rng)
 

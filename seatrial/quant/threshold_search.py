@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_COARSE, _VALLEYS = 16, 2
-"""Thresholds of the first look, and around how many of the best ones the second looks at all."""
+from seatrial.quant.coarse_to_fine import least_step
 
 Loss = Callable[[Float[Tensor, "tried channels"]], Sequence[float]]
 """The loss of each of several scales."""
@@ -31,18 +30,7 @@ def best_scale(
 ) -> tuple[Float[Tensor, " channels"], float]:
     """Return the scale of the threshold with the least loss, the widest of equal ones, and that loss.
 
-    Every sixth threshold or so is tried, then all around the best two, since the loss is jagged where outliers are
-    far above all else; with `full`, all of them.
+    From coarse to fine, since the loss is jagged where outliers are far above all else; with `full`, all of them.
     """
-    found: dict[int, float] = {}
-
-    def look(steps: Iterable[int]) -> list[int]:
-        new = [step for step in dict.fromkeys(steps) if step not in found and 1 <= step <= thresholds]
-        if new:
-            found.update(zip(new, loss(scales_of(reach, new, thresholds)), strict=True))
-        return sorted(found, key=lambda step: (found[step], -step))
-
-    stride = 1 if full else max(1, thresholds // _COARSE)
-    best = look(range(thresholds, 0, -stride))
-    best = look(step + move for step in best[:_VALLEYS] for move in range(1 - stride, stride))
-    return scales_of(reach, best[:1], thresholds)[0], found[best[0]]
+    step, least = least_step(lambda steps: loss(scales_of(reach, steps, thresholds)), thresholds, full=full)
+    return scales_of(reach, [step], thresholds)[0], least

@@ -269,7 +269,7 @@ def _train(
                 lacking = torch.stack([one.lacking(chosen, shown & ~chosen) for one in growing]).mean()
                 total = task + reward * lacking
                 if not bool(total.isfinite()):
-                    came = f"a loss of {float(task)} in epoch {epoch + 1}"
+                    came = f"a loss of {float(task.detach())} in epoch {epoch + 1}"
                     raise BadInput(came, "a finite loss", "lower the rate or the magnitude")
                 total.backward()
                 nn.utils.clip_grad_norm_(learning, 1.0)
