@@ -146,6 +146,7 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry("quantizer", "ptq4vit", "seatrial.quant.ptq4vit:PTQ4ViT", "Yuan et al. 2022", "graph, logits"),
     Entry("quantizer", "repq-vit", "seatrial.quant.repq_vit:RepQViT", "Li et al. 2023", "graph"),
+    Entry("quantizer", "apq-vit", "seatrial.quant.apq_vit:APQViT", "Ding et al. 2022", "graph"),
     Entry("quantizer", "gptq", "seatrial.quant.gptq:GPTQ", "Frantar et al. 2022", "graph"),
     Entry("quantizer", "awq", "seatrial.quant.awq:AWQ", "Lin et al. 2023", "graph"),
     Entry("search", "ohq", "seatrial.quant.ohq:OHQ", "Huang et al. 2023", "graph, a chip to measure"),

@@ -123,6 +123,7 @@ ROWS: dict[tuple[str, str], tuple[Options, ...]] = {
     ("quantizer", "outlier-suppression"): ({},),
     ("quantizer", "ptq4vit"): ({}, {"twin": False, "rounds": 1}),
     ("quantizer", "repq-vit"): ({}, {"logarithmic": False}),
+    ("quantizer", "apq-vit"): ({"rounds": 1}, {"rounds": 1, "softmax": "preserving", "inputs": "float"}),
     ("quantizer", "gptq"): ({}, {"act_order": False, "search": None}),
     ("quantizer", "awq"): ({}, {"steps": 5, "gated": False}),
     ("qat", "dorefa"): ({}, {"clip": 1.0}),

@@ -62,6 +62,15 @@ def loss_gradients(
         yield held
 
 
+def gives_logits(graph: Graph) -> bool:
+    """Tell whether the first output of a graph is a matrix, as logits [batch, classes] are."""
+    (output,) = [node for node in graph.nodes() if node.op == "output"]
+    first = output.args[0]
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    return isinstance(first, fx.Node) and len(shape_of(first)) == 2
+
+
 def _mapped(file: Path, shape: Sequence[int]) -> Tensor:
     if 0 in shape:  # nothing to map
         return torch.zeros(shape)
