@@ -55,3 +55,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> BadInput:
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     do = f"did you mean '{near[0]}'?" if near else "pick one of those"
     return BadInput(f"unknown {kind} '{name}'", f"one of: {shown}", do)
+
+
+def not_finite(place: object) -> BadInput:
+    """Return the refusal of an activation that is not finite at a place, to be raised."""
+    came = f"an activation that is not finite at {place}"
+    return BadInput(came, "finite values on the calibration data", "check the data")
+
+
+def no_calibration() -> BadInput:
+    """Return the refusal of calibration without any batch, to be raised."""
+    return BadInput("no calibration data", "at least one batch", "pass calibration samples")

@@ -27,7 +27,7 @@ from seatrial.numerics.ranges import MinMax, grid_for, weight_grid
 from seatrial.quant.channel_ranges import ChannelRanges, ranges_of
 from seatrial.quant.migrated_consumer import MigratedConsumer
 from seatrial.quant.migration_places import Place, migration_places
-from seatrial.quant.nearest import Nearest
+from seatrial.quant.nearest import Nearest, grid_of_weight
 from seatrial.quant.os_plus import OSPlus
 from seatrial.quant.outlier_suppression import OutlierSuppression
 from seatrial.quant.place_loss import PlaceLoss
@@ -312,6 +312,20 @@ def test_what_fills_sentences_up_does_not_count() -> None:
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one.shift, other.shift, atol=1e-5)
         assert torch.allclose(one.scale, other.scale, atol=1e-5)
+
+
+@pytest.mark.parametrize("group", [8, 24])
+def test_weights_in_groups_are_judged_as_they_are_rounded(group: int) -> None:
+    """Oracle: the grid that the plan gives the weight; the last group of a row may be shorter."""
+    graph = captured("vit")
+    node = operators(graph)["blocks.0.mlp.fc1/linear#0"]
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    wanted = Precision(4, signed=False, group=group)
+    consumer = MigratedConsumer(graph, node, None, wanted, ranges_of(x, "x"), torch.zeros(32), torch.ones(32))
+    weight, bias = (graph.module.get_parameter(str(read.target)) for read in node.args[1:3])  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    rounded = fake(weight.detach(), grid_of_weight(weight, wanted))
+    assert not torch.equal(rounded, weight)
+    assert torch.allclose(consumer(x), x @ rounded.T + bias, atol=1e-5)
 
 
 def test_smooth_quant_is_its_formula() -> None:

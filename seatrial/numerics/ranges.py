@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seatrial.core.grids import Affine
 from seatrial.core.precision import Precision
-from seatrial.errors import BadInput
+from seatrial.errors import BadInput, not_finite
 
 BINS = 8192
 _COUNTED = 2**19
@@ -43,11 +43,7 @@ class Observed:
         """First pass: lowest and highest value of a batch, and of its tokens."""
         low, high = (float(end) for end in torch.aminmax(value.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise BadInput(
-                f"an activation that is not finite at {self.name}",
-                "finite values on the calibration data",
-                "check the data",
-            )
+            raise not_finite(self.name)
         first, last = self.window
         self.batches.append((min(max(low, first), last), min(max(high, first), last)))
         if self.by_token:

@@ -52,8 +52,8 @@ class APQViT(Quantizer):
     zero. Blocks read rounded values, and a softmax is searched like all else: both were better on the network that was
     tried (docs/studies/apq-vit.md); `inputs` and `softmax` bring the paper's ways back. Weights have a grid for each
     channel where that is asked for; candidates scale all channels alike. Steps are searched from coarse to fine
-    (`full_search` tries all). Dynamic, grouped, narrow float and tied sites and inputs of the network keep the grid of
-    `grids`.
+    (`full_search` tries all), in two rounds where the paper's base takes three. Dynamic, grouped, narrow float and tied
+    sites and inputs of the network keep the grid of `grids`.
     """
 
     grids: Nearest = field(default_factory=Nearest)
@@ -65,7 +65,7 @@ class APQViT(Quantizer):
     """`operators`: every operator is a block of its own (no BBC)."""
     inputs: Literal["rounded", "float"] = "rounded"
     """What a block reads while it is calibrated: values of the float network, or of all that comes before, rounded."""
-    rounds: int = 3
+    rounds: int = 2
     steps: int = 100
     full_search: bool = False
     samples: int = 32

@@ -18,9 +18,9 @@ from seatrial.core.precision import Precision
 from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import source
-from seatrial.core.recipe import Migrate, Recipe
+from seatrial.core.recipe import Recipe
 from seatrial.core.sites import Site, op_name, operators, site_of
-from seatrial.errors import BadInput
+from seatrial.errors import no_calibration
 from seatrial.quant.channel_ranges import kept_rows
 from seatrial.quant.migrating import rounded_places, with_migrations
 from seatrial.quant.migration_places import Place
@@ -62,7 +62,7 @@ class AWQ(Quantizer):
         Raises BadInput without calibration data and for activations that are not finite, naming the site.
         """
         if not calibration:
-            raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
+            raise no_calibration()
         named = operators(graph)
         places = [
             place
@@ -74,8 +74,7 @@ class AWQ(Quantizer):
         for place, statistics in _statistics(graph, calibration, places):
             scale = self._scale(graph, precision, statistics)
             if scale is not None:
-                sites = tuple(site_of(name, "output") for name in place.consumers)
-                edits.append(Migrate(site_of(place.producer, "output"), sites, torch.zeros_like(scale), scale))
+                edits.append(place.migration(torch.zeros_like(scale), scale))
         notes = () if places else (NO_PLACE,)
         return with_migrations(graph, calibration, precision, edits, self.grids, notes, rng=rng)
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from seatrial.core.channel_paths import channel_axis
 from seatrial.core.graph import Graph
-from seatrial.errors import BadInput
+from seatrial.errors import not_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +59,7 @@ def ranges_of(rows: Float[Tensor, "rows channels"], site: object) -> ChannelRang
     """Return the ranges of rows of channels; raises BadInput, naming the site, where a value is not finite."""
     low, high = torch.aminmax(rows, dim=0)
     if not bool((low.isfinite() & high.isfinite()).all()):
-        raise BadInput(
-            f"an activation that is not finite at {site}", "finite values on the calibration data", "check the data"
-        )
+        raise not_finite(site)
     return ChannelRanges(low, high)
 
 

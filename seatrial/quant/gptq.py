@@ -21,7 +21,7 @@ from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise, source
 from seatrial.core.recipe import Edit, Recipe, Replace, Round
 from seatrial.core.sites import Site, op_name, operators, signature
-from seatrial.errors import BadInput
+from seatrial.errors import BadInput, no_calibration
 from seatrial.numerics.ranges import weight_grid
 from seatrial.quant.nearest import Nearest
 from seatrial.quant.staged_run import StagedRun, gram_of
@@ -70,7 +70,7 @@ class GPTQ(Quantizer):
         Raises BadInput without calibration data and for activations that are not finite, naming the site.
         """
         if not calibration:
-            raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
+            raise no_calibration()
         named = operators(graph)
         solved = {site: wanted for site, wanted in precision.items() if _is_linear_weight(graph, named, site, wanted)}
         rest = {site: wanted for site, wanted in precision.items() if site not in solved}

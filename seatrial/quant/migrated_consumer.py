@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
+from seatrial.core.further_rounds import in_groups
 from seatrial.core.graph import Graph
 from seatrial.core.grids import Dynamic
 from seatrial.core.insert_round import fake
@@ -99,10 +100,12 @@ class MigratedConsumer:
         group = wanted.group or 0
         # A grid for each row of this view: of a tensor, an output channel, or a group of its inputs.
         view = scaled.flatten(1) if wanted.axis is None and not group else scaled.flatten(2).flatten(0, 1)
-        if group and view.shape[-1] % group == 0:
-            view = view.reshape(-1, group)
         by_row = replace(wanted, axis=0, group=None)
-        return fake(view, weight_grid(view, by_row)).reshape(scaled.shape)
+        if not group:
+            return fake(view, weight_grid(view, by_row)).reshape(scaled.shape)
+        groups = in_groups(view, group)
+        rounded = fake(groups.flatten(0, 1), weight_grid(groups.flatten(0, 1), by_row))
+        return rounded.reshape(len(view), -1)[:, : view.shape[1]].reshape(scaled.shape)
 
     def _moved_bias(self) -> Tensor | None:
         if not bool(self.shift.any()):

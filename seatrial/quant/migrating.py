@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from seatrial.core.graph import Graph
 from seatrial.core.precision import Precision
@@ -14,6 +15,8 @@ from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise
 from seatrial.core.recipe import Migrate, Recipe
 from seatrial.core.sites import Site, op_name, operators, signature, site_of
+from seatrial.numerics.observe import tensors_of, watch
+from seatrial.quant.channel_ranges import ChannelRanges, ranges_of, rows_read, token_mask
 from seatrial.quant.migration_places import Place, migration_places
 from seatrial.quant.operator_kinds import PRODUCTS
 
@@ -47,6 +50,25 @@ def asked_of_input(
     for value in written_before(consumer, names):
         wanted = wanted or precision.get(site_of(names[value], "output"))
     return wanted
+
+
+def ranges_read(graph: Graph, batches: Sequence[Inputs], places: Sequence[Place]) -> dict[Place, ChannelRanges]:
+    """Return the channel ranges of what the consumers of each place read, without what fills sentences up.
+
+    Raises BadInput, naming the site, where a value is not finite.
+    """
+    named = operators(graph)
+    found: dict[Place, ChannelRanges] = {}
+
+    def see(place: Place, mask: Tensor | None, value: Tensor) -> None:
+        reader = place.consumers[0]
+        seen = ranges_of(rows_read(named[reader], value, mask), site_of(reader, "input0"))
+        found[place] = found[place].joined(seen) if place in found else seen
+
+    for batch in batches:
+        mask = token_mask(graph, tensors_of(graph, batch))
+        watch(graph, [batch], {named[one.consumers[0]].args[0]: partial(see, one, mask) for one in places})  # pyright: ignore[reportArgumentType]
+    return found
 
 
 def written_before(

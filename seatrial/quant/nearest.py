@@ -18,7 +18,7 @@ from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise, source
 from seatrial.core.recipe import Affine, Dynamic, Edit, FloatType, Grouped, Recipe, Round
 from seatrial.core.sites import Site, attribute, op_name, operators, signature
-from seatrial.errors import BadInput
+from seatrial.errors import no_calibration
 from seatrial.numerics.observe import tensors_of, watch
 from seatrial.numerics.ranges import MeanSquaredError, Observed, Range, grid_for, weight_grid
 from seatrial.quant.bias_correction import correct_biases
@@ -57,7 +57,7 @@ class Nearest(Quantizer):
         Raises BadInput without calibration data or where an activation is not finite.
         """
         if not calibration:
-            raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
+            raise no_calibration()
         migrations = self._equalized(graph, calibration, precision)
         original, graph = graph, realise(graph, Recipe(tuple(migrations), signature(graph)))
         named = operators(graph)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal, final
 
 import numpy as np
@@ -17,11 +16,18 @@ from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.recipe import Migrate, Recipe
 from seatrial.core.sites import Site, operators, site_of
-from seatrial.errors import BadInput
-from seatrial.numerics.observe import tensors_of, watch
+from seatrial.errors import BadInput, no_calibration
+from seatrial.numerics.observe import tensors_of
 from seatrial.quant.channel_ranges import ChannelRanges, ranges_of, rows_read, token_mask
 from seatrial.quant.migrated_consumer import MigratedConsumer
-from seatrial.quant.migrating import NO_PLACE, asked_of_input, rounded_places, with_migrations, written_before
+from seatrial.quant.migrating import (
+    NO_PLACE,
+    asked_of_input,
+    ranges_read,
+    rounded_places,
+    with_migrations,
+    written_before,
+)
 from seatrial.quant.migration_places import Place
 from seatrial.quant.nearest import Nearest
 from seatrial.quant.place_loss import PlaceLoss
@@ -81,10 +87,10 @@ class OSPlus(Quantizer):
         Raises BadInput without calibration data and for activations that are not finite, naming the site.
         """
         if not calibration:
-            raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
+            raise no_calibration()
         places = rounded_places(graph, precision, gated=self.gated, values=self.values)
         search = _Search(self, graph, precision, places)
-        migrations = search.run(tensors_of(graph, calibration[0]), rng, search.seen(calibration[1:]))
+        migrations = search.run(tensors_of(graph, calibration[0]), rng, ranges_read(graph, calibration[1:], places))
         notes = () if places else (NO_PLACE,)
         return with_migrations(graph, calibration, precision, migrations, self.grids, notes, rng=rng)
 
@@ -99,24 +105,8 @@ class _Search:
         self.named = operators(graph)
         self.names = {node: name for name, node in self.named.items()}
 
-    def seen(self, batches: Sequence[Inputs]) -> dict[str, ChannelRanges]:
-        """Return the ranges of what each consumer reads over these batches, in the float network."""
-        ranges: dict[str, ChannelRanges] = {}
-        for batch in batches:
-            mask = token_mask(self.graph, tensors_of(self.graph, batch))
-            readers = {
-                self.named[place.consumers[0]].args[0]: partial(self._see, ranges, place, mask) for place in self.places
-            }
-            watch(self.graph, [batch], readers)  # pyright: ignore[reportArgumentType]
-        return ranges
-
-    def _see(self, ranges: dict[str, ChannelRanges], place: Place, mask: Tensor | None, value: Tensor) -> None:
-        name = place.consumers[0]
-        found = ranges_of(rows_read(self.named[name], value, mask), site_of(name, "input0"))
-        ranges[name] = ranges[name].joined(found) if name in ranges else found
-
     def run(
-        self, batch: tuple[Tensor, ...], rng: np.random.Generator, seen: Mapping[str, ChannelRanges]
+        self, batch: tuple[Tensor, ...], rng: np.random.Generator, seen: Mapping[Place, ChannelRanges]
     ) -> list[Migrate]:
         """Return one migration for each place where something changes; `seen` are ranges of other batches."""
         drawn = _drawn(batch, self.options.tokens, rng)
@@ -153,12 +143,12 @@ class _Search:
         place: Place,
         walk: RoundedWalk,
         masks: Sequence[Tensor | None],
-        seen: Mapping[str, ChannelRanges],
+        seen: Mapping[Place, ChannelRanges],
     ) -> tuple[Migrate | None, dict[fx.Node, MigratedConsumer]]:
         nodes = [self.named[name] for name in place.consumers]
         read = {node: walk.values(node.args[0]) for node in nodes}  # pyright: ignore[reportArgumentType]
         ranges = self._ranges(place, {node: values[0] for node, values in read.items()}, masks[0])
-        ranges = ranges.joined(seen.get(place.consumers[0], ranges))
+        ranges = ranges.joined(seen.get(place, ranges))
         ranges = ChannelRanges(-place.highest(-ranges.low), place.highest(ranges.high))
         shift = ranges.middle if self.options.shift and place.may_shift else torch.zeros_like(ranges.low)
         reach = torch.maximum(ranges.high - shift, shift - ranges.low)

@@ -15,8 +15,8 @@ from seatrial.core.graph import Graph
 from seatrial.core.precision import Precision
 from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
-from seatrial.core.recipe import Migrate, Recipe
-from seatrial.core.sites import Site, op_name, operators, site_of
+from seatrial.core.recipe import Recipe
+from seatrial.core.sites import Site, op_name, operators
 from seatrial.quant.migrating import NO_PLACE, rounded_places, with_migrations
 from seatrial.quant.nearest import Nearest
 
@@ -51,8 +51,7 @@ class OutlierSuppression(Quantizer):
                 continue
             scale = gain.abs()
             scale = scale.clamp(min=_LEAST * float(scale.max().clamp(min=1e-30)))
-            sites = tuple(site_of(name, "output") for name in place.consumers)
-            edits.append(Migrate(site_of(place.producer, "output"), sites, torch.zeros_like(scale), scale))
+            edits.append(place.migration(torch.zeros_like(scale), scale))
         notes = () if edits else (NO_PLACE,)
         return with_migrations(graph, calibration, precision, edits, self.grids, notes, rng=rng)
 

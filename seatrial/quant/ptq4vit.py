@@ -19,7 +19,7 @@ from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import source
 from seatrial.core.recipe import Recipe, Round
 from seatrial.core.sites import Site, op_name, operators, signature
-from seatrial.errors import BadInput
+from seatrial.errors import BadInput, no_calibration
 from seatrial.numerics.observe import tensors_of
 from seatrial.numerics.ranges import MeanSquaredError, MinMax, Range
 from seatrial.quant.factor_search import FactorSearch
@@ -85,7 +85,7 @@ class PTQ4ViT(Quantizer):
         for activations that are not finite, naming the site.
         """
         if not calibration:
-            raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
+            raise no_calibration()
         free = {site: wanted for site, wanted in precision.items() if _is_searched(site, wanted)}
         rest = {site: wanted for site, wanted in precision.items() if site not in free}
         grids: dict[Site, Grid] = {}

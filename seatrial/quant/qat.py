@@ -22,7 +22,7 @@ from seatrial.core.predictor import Inputs
 from seatrial.core.realise import source
 from seatrial.core.recipe import Affine, Edit, FloatType, Recipe, Replace, Round
 from seatrial.core.sites import Site, attribute, op_name, operators, signature, site_of
-from seatrial.errors import BadInput, unknown_name
+from seatrial.errors import BadInput, no_calibration, unknown_name
 from seatrial.numerics.batch_norm import fold_batch_norm, norm_affine
 from seatrial.numerics.observe import watch
 from seatrial.numerics.ranges import Observed, Range, grid_for
@@ -144,7 +144,7 @@ def prepare(
     graph is unchanged. Raises BadInput without calibration data, and for weights asked for off zero.
     """
     if not calibration:
-        raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
+        raise no_calibration()
     module = trainable(graph, norms=norms)
     copies = {node.name: node for node in module.graph.nodes}
     places = _places(graph, precision)

@@ -20,7 +20,7 @@ from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise, source
 from seatrial.core.recipe import Migrate, Recipe, Round
 from seatrial.core.sites import Site, attribute, op_name, operators, signature, site_of
-from seatrial.errors import BadInput
+from seatrial.errors import no_calibration
 from seatrial.numerics.observe import tensors_of
 from seatrial.numerics.ranges import Range
 from seatrial.numerics.walk import Walk
@@ -80,7 +80,7 @@ class RepQViT(Quantizer):
         Raises BadInput without calibration data and for activations that are not finite, naming the site.
         """
         if not calibration:
-            raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
+            raise no_calibration()
         places = _places(graph, precision)
         softmax = [
             site for site, wanted in precision.items() if self.logarithmic and _on_logarithms(graph, site, wanted)
@@ -147,8 +147,7 @@ class RepQViT(Quantizer):
         # With r1 = s_j / s and r2 = z_j - z: offset -> (offset + s_j r2) / r1, so Migrate's shift is -s_j r2.
         r1, r2 = found.scale / scale, found.zero_point - zero if place.may_shift else torch.zeros_like(found.scale)
         shift = torch.zeros_like(r1) - found.scale * r2
-        sites = tuple(site_of(name, "output") for name in place.consumers)
-        migration = Migrate(site_of(place.producer, "output"), sites, shift.float(), r1.float())
+        migration = place.migration(shift.float(), r1.float())
         if not place.may_shift:
             return [migration], {}
         return [migration], {site: _narrowed(scale, zero, bits, width) for site, width in asked.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ from seatrial.core.insert_round import fake
 from seatrial.core.precision import Precision
 from seatrial.core.realise import source
 from seatrial.core.sites import Site, operators
-from seatrial.errors import BadInput
-from seatrial.numerics.ranges import grid_for, weight_grid
+from seatrial.errors import not_finite
+from seatrial.numerics.ranges import grid_for
 from seatrial.numerics.walk import Walk, call
+from seatrial.quant.nearest import grid_of_weight
 
 
 class RoundedWalk:
@@ -89,11 +89,10 @@ def grid_of(value: Tensor, wanted: Precision, site: Site) -> Grid:
     if wanted.float_type is not None:
         return FloatType(wanted.float_type)
     if site.port == "weight":
-        return weight_grid(value, replace(wanted, group=None))
+        return grid_of_weight(value, wanted)
     if wanted.dynamic:
         return Dynamic(wanted.bits, wanted.symmetric, wanted.group)
     low, high = (float(end) for end in torch.aminmax(value))
     if not torch.isfinite(torch.tensor([low, high])).all():
-        came = f"an activation that is not finite at {site}"
-        raise BadInput(came, "finite values on the calibration data", "check the data")
+        raise not_finite(site)
     return grid_for(low, high, wanted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import final
 
 import numpy as np
@@ -17,12 +16,9 @@ from seatrial.core.precision import Precision
 from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.recipe import Recipe
-from seatrial.core.sites import Site, operators, site_of
-from seatrial.errors import BadInput
-from seatrial.numerics.observe import tensors_of, watch
-from seatrial.quant.channel_ranges import ranges_of, rows_read, token_mask
-from seatrial.quant.migrating import NO_PLACE, rounded_places, with_migrations
-from seatrial.quant.migration_places import Place
+from seatrial.core.sites import Site, operators
+from seatrial.errors import BadInput, no_calibration
+from seatrial.quant.migrating import NO_PLACE, ranges_read, rounded_places, with_migrations
 from seatrial.quant.nearest import Nearest
 
 _LEAST = 1e-5
@@ -60,32 +56,18 @@ class SmoothQuant(Quantizer):
         Raises BadInput without calibration data and for activations that are not finite, naming the site.
         """
         if not calibration:
-            raise BadInput("no calibration data", "at least one batch", "pass calibration samples")
+            raise no_calibration()
         places = rounded_places(graph, precision, gated=self.gated, values=self.values)
         named = operators(graph)
-        reach: dict[Place, Tensor] = {}
-        for batch in calibration:
-            mask = token_mask(graph, tensors_of(graph, batch))
-            readers = {
-                named[name].args[0]: partial(_see, reach, place, named[name], mask)
-                for place in places
-                for name in place.consumers[:1]
-            }
-            watch(graph, [batch], readers)  # pyright: ignore[reportArgumentType]
+        seen = ranges_read(graph, calibration, places)
         edits = []
         for place in places:
             weights = [_by_input(graph, named[name]) for name in place.consumers]
             heavy = place.highest(torch.stack(weights).amax(0)).clamp(min=_LEAST)
-            scale = place.highest(reach[place]).clamp(min=_LEAST) ** self.alpha / heavy ** (1 - self.alpha)
+            scale = place.highest(seen[place].largest).clamp(min=_LEAST) ** self.alpha / heavy ** (1 - self.alpha)
             edits.append(place.migration(torch.zeros_like(scale), scale))
         notes = () if places else (NO_PLACE,)
         return with_migrations(graph, calibration, precision, edits, self.grids, notes, rng=rng)
-
-
-def _see(reach: dict[Place, Tensor], place: Place, consumer: fx.Node, mask: Tensor | None, value: Tensor) -> None:
-    """Keep the largest absolute value of each channel that a consumer reads."""
-    seen = ranges_of(rows_read(consumer, value, mask), site_of(place.consumers[0], "input0")).largest
-    reach[place] = torch.maximum(reach[place], seen) if place in reach else seen
 
 
 def _by_input(graph: Graph, consumer: fx.Node) -> Tensor:

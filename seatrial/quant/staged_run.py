@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 from seatrial.core.graph import Graph
 from seatrial.core.predictor import Inputs
 from seatrial.core.sites import attribute
-from seatrial.errors import BadInput
+from seatrial.errors import not_finite
 from seatrial.numerics.observe import tensors_of
 from seatrial.quant.channel_ranges import kept_rows, token_mask
 
@@ -92,6 +92,5 @@ def gram_of(run: StagedRun, operator: str) -> Float[Tensor, "channels channels"]
         rows = kept_rows(value, mask)
         gram = gram + (rows.T @ rows).double()
     if not bool(gram.isfinite().all()):
-        came = f"an activation that is not finite at {operator}:input0"
-        raise BadInput(came, "finite values on the calibration data", "check the data")
+        raise not_finite(f"{operator}:input0")
     return gram

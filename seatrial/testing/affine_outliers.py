@@ -12,8 +12,8 @@ from torch import Tensor
 from seatrial.core.graph import Graph
 from seatrial.core.predictor import Inputs
 from seatrial.core.realise import realise
-from seatrial.core.recipe import Migrate, Recipe
-from seatrial.core.sites import operators, signature, site_of
+from seatrial.core.recipe import Recipe
+from seatrial.core.sites import operators, signature
 from seatrial.errors import BadInput
 from seatrial.numerics.observe import tensors_of, watch
 from seatrial.quant.channel_ranges import ChannelRanges, kept_rows, ranges_of, token_mask
@@ -63,8 +63,7 @@ def affine_outliers(
             scale[at] = ranges.largest[at] / aims.abs().amax(1)
         if not bool((scale > 0).all()):
             raise BadInput(f"a channel that never varies at {place.producer}", "another channel", "take another seed")
-        consumers = tuple(site_of(name, "output") for name in place.consumers)
-        edits.append(Migrate(site_of(place.producer, "output"), consumers, shift, scale))
+        edits.append(place.migration(shift, scale))
     return realise(graph, Recipe(tuple(edits), signature(graph)))
 
 
