@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from csv_table import write_csv
@@ -35,7 +36,12 @@ from seatrial.quant.outlier_suppression import OutlierSuppression
 from seatrial.quant.placement import place, quantizable
 from seatrial.quant.smooth_quant import SmoothQuant
 
-RULES = PlacementRules("torch", "by-range", operator_outputs=False, attention_products="all")
+
+def rules(attention: Literal["all", "none"]) -> PlacementRules:
+    """Inputs of linear operators are rounded, and both operands of attention products, or neither."""
+    return PlacementRules("torch", "by-range", operator_outputs=False, attention_products=attention)
+
+
 HEADS = ("lm_head", "classifier", "score")
 
 
@@ -51,21 +57,24 @@ METHODS: Mapping[str, Quantizer] = {
     "omse": nearest(MeanSquaredError()),
     "outlier-suppression": OutlierSuppression(PLAIN),
     "smooth-quant": SmoothQuant(PLAIN),
+    "smooth-quant, gated": SmoothQuant(PLAIN, gated=True),
     "os-plus": OSPlus(PLAIN),
     "os-plus, no shift": OSPlus(PLAIN, shift=False),
     "os-plus, no scale": OSPlus(PLAIN, scale=False),
     "os-plus, layer losses": OSPlus(PLAIN, objective="layers"),
     "os-plus, omse": OSPlus(nearest(MeanSquaredError())),
 }
-# name: (bits, scales of weights, scales of activations)
-SETTINGS: Mapping[str, tuple[str, str, str]] = {
-    "int8*": ("w8a8", "tensor", "tensor"),
-    "int8": ("w8a8", "channel", "tensor"),
-    "int6": ("w6a6", "channel", "tensor"),
-    "int4": ("w4a4", "channel", "tensor"),
-    "int6 token": ("w6a6", "channel", "token"),
-    "int4 token": ("w4a4", "channel", "token"),
-    "int4 group": ("w4a4", "group:64", "group:64"),
+# name: (bits, scales of weights, scales of activations, operands of attention products)
+SETTINGS: Mapping[str, tuple[str, str, str, Literal["all", "none"]]] = {
+    "int8*": ("w8a8", "tensor", "tensor", "all"),
+    "int8": ("w8a8", "channel", "tensor", "all"),
+    "int6": ("w6a6", "channel", "tensor", "all"),
+    "int4": ("w4a4", "channel", "tensor", "all"),
+    "int8 linear": ("w8a8", "channel", "tensor", "none"),
+    "int6 linear": ("w6a6", "channel", "tensor", "none"),
+    "int6 token": ("w6a6", "channel", "token", "none"),
+    "int4 token": ("w4a4", "channel", "token", "none"),
+    "int4 group": ("w4a4", "group:64", "group:64", "none"),
 }
 
 
@@ -80,11 +89,14 @@ def answers(subject: TextSubject, graph: Graph) -> Answers:
     return Answers(np.zeros(0), column(records, "nll"), column(records, "tokens").astype(float))
 
 
-def rounded(subject: TextSubject, method: Quantizer, setting: tuple[str, str, str], seed: int) -> Graph:
+def rounded(
+    subject: TextSubject, method: Quantizer, setting: tuple[str, str, str, Literal["all", "none"]], seed: int
+) -> Graph:
     """Return the network with all but its head rounded: no operator keeps 8 bits because it is the first or last."""
-    graph, (bits, weights, activations) = subject.model.graph, setting
-    heads = [name for name in quantizable(graph, RULES) if name.split("/")[0].split(".")[-1] in HEADS]
-    wanted = place(graph, RULES, Bits.parse(bits), keep=[f"*={bits}", *heads])
+    graph, (bits, weights, activations, attention) = subject.model.graph, setting
+    operands = rules(attention)
+    heads = [name for name in quantizable(graph, operands) if name.split("/")[0].split(".")[-1] in HEADS]
+    wanted = place(graph, operands, Bits.parse(bits), keep=[f"*={bits}", *heads])
     wanted = Granularity.parse(weights, activations).of(graph, wanted)
     recipe = method.plan(graph, subject.calibration_batches(), wanted, rng=generator(seed, "os-plus"))
     return realise(graph, recipe)
