@@ -25,6 +25,7 @@ from seatrial.cli.main import main
 from seatrial.core.graph import GraphPredictor
 from seatrial.core.language import token_inputs
 from seatrial.core.placement import PlacementRules
+from seatrial.core.recipe import Migrate, Recipe
 from seatrial.errors import BadInput
 from seatrial.jobs.quantized import quantize_graph
 from seatrial.jobs.settings import Settings
@@ -166,6 +167,36 @@ def test_the_folder_classifies_by_itself(classified: dict[str, Any], reviews: Pa
     )
     said = [line.rsplit("\t", 1)[1] for line in done.stdout.splitlines()]
     assert said == [["bad", "good"][row["answer"]] for row in rows]
+
+
+def test_a_method_is_shown_before_and_after(
+    bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, told = tmp_path / "out", tmp_path / "told.json"
+    arguments = ["quantize", f"hf:{bert}", "--data", str(reviews), "--method", "os-plus", "--target", "torch"]
+    arguments += ["--limit", "16", "--calibration-samples", "16", "--threads", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["seatrial", *arguments, "--json", str(told)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "os-plus, dB" in said
+    assert "At 3 places (medians) the range of the tensor went from" in said
+    found = json.loads(told.read_text())
+    assert f"report: {found['report']}" in said
+    assert Path(found["report"]) == out / "quantize.html"
+    assert "Channels before and after" in Path(found["report"]).read_text(encoding="utf-8")
+    assert all(row["reader_sqnr_db_before"] is not None for row in found["sites"])
+    assert str(out / "recipe.json") in found["files"]
+    recipe = Recipe.load(out / "recipe")
+    moved = [edit for edit in recipe.edits if isinstance(edit, Migrate)]
+    assert {str(edit.producer) for edit in moved} == {one["place"] for one in found["channel_ranges"]}
+    assert {str(edit.site) for edit in recipe.rounds} == {row["site"] for row in found["sites"]}
+    page = (Path(__file__).resolve().parents[1] / "docs" / "json.md").read_text(encoding="utf-8")
+    section = page.split("\n## quantize\n")[1].split("\n## ")[0]
+    place = found["channel_ranges"][0]
+    keys = [*found, *found["sites"][0], *place, *place["before"]]
+    assert [key for key in keys if f"`{key}`" not in section] == []
 
 
 def guide(network: Any, ids: list[int], window: int, stride: int) -> tuple[float, int]:

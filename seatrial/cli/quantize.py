@@ -38,7 +38,8 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Folder for the model, recipe and script.")] = Path("quantized"),
     json: o.JsonFile = None,
     quantizer: Annotated[
-        str, typer.Option(help="The quantizer that gives the grids.", rich_help_panel=_SEARCH)
+        str,
+        typer.Option(help="The quantizer that plans grids (see `seatrial list quantizer`).", rich_help_panel=_SEARCH),
     ] = "nearest",
     max_drop: Annotated[
         str | None,
@@ -89,7 +90,7 @@ def quantize(
 
     Example: seatrial quantize hf:bert/ --data dev.tsv --text-column text_a --label-column label --target onnxruntime
     """
-    from seatrial.cli.screen import OUT, progress_bar, show_rows, write_json
+    from seatrial.cli.screen import OUT, progress_bar, show_gains, show_rows, write_json
     from seatrial.jobs.search_settings import SearchSettings
     from seatrial.jobs.text_settings import CALIBRATION_TEXTS, TextSettings
     from seatrial.models.text_head import text_head
@@ -103,16 +104,16 @@ def quantize(
     if calibration_samples is None:
         calibration_samples = CALIBRATION_TEXTS if of_texts else 256
     settings = o.settings_of(
-        target=target, method=quantizer if searched else method, bits=bits, ranges=ranges,
+        target=target, method="nearest" if searched else method, bits=bits, ranges=ranges,
         bias_correction=bias_correction, equalization=equalization, keep=keep, limit=limit, calibration=calibration,
         calibration_samples=calibration_samples, max_bad=max_bad, seed=seed, batch=batch, threads=threads,
         weights_per=weights_per, activations_per=activations_per,
     )  # fmt: skip
     wishes = SearchSettings(
         time_budget, search_batch, None if max_drop is None else o.share(max_drop, "--max-drop"), max_latency_ms,
-        max_size_mb, max_energy_mj, sensitivity,  # pyright: ignore[reportArgumentType]  refused there
+        max_size_mb, max_energy_mj, sensitivity, quantizer,  # pyright: ignore[reportArgumentType]  refused there
     )  # fmt: skip
-    if not searched and (wishes != SearchSettings() or quantizer != "nearest"):
+    if not searched and wishes != SearchSettings():
         raise BadInput(f"a search's option with --method {method}", "--method ohq", "add it, or leave the option out")
     overrides = o.model_overrides(weights, classes, input_size, mean, std, resize, crop, interpolation)
     with progress_bar() as tell:
@@ -121,8 +122,8 @@ def quantize(
         show_rows("uniform precisions", [_baseline(told) for told in found["baselines"]])
     shown = [_text_variant(told) for told in found["variants"]] if of_texts else [_quantized(found)]
     show_rows(str(found["model"]["name"]), shown)
-    if searched:
-        OUT.print(f"search: {(out / 'search.html').resolve()}", soft_wrap=True, markup=False)
+    show_gains(found)
+    OUT.print(f"report: {found['report']}", soft_wrap=True, markup=False)
     for warning in found["warnings"]:
         OUT.print(f"note: {warning}", soft_wrap=True, markup=False)
     OUT.print(f"files: {found['files'][0]} and {len(found['files']) - 1} more", soft_wrap=True, markup=False)

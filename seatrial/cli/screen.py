@@ -16,11 +16,15 @@ from rich.text import Text
 from seatrial.core.noise import Family
 from seatrial.jobs.result import TrialResult, write_text
 from seatrial.jobs.settings import Progress as Told
+from seatrial.report.markup import shortened
+from seatrial.report.quantize_page import PLAIN, gained, narrowed
+from seatrial.report.site_course import decibels, site_changes
 from seatrial.report.subject import FAMILIES
 from seatrial.report.summary import summary_rows
 
 OUT = Console()
 ERR = Console(stderr=True)
+_WORST = 5
 
 
 @contextmanager
@@ -83,6 +87,31 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(Text(f"{value:.4g}" if isinstance(value, float) else str(value)) for value in row.values()))
     OUT.print(table)
+
+
+def show_gains(data: Mapping[str, Any]) -> None:
+    """Print the sites of a quantized network that lose most, before and after, and what migrations did to ranges.
+
+    Nothing is printed for a method that is held against none.
+    """
+    sites = site_changes(data["sites"])
+    if any(one.before_db is not None for one in sites):
+        known = [(min(levels), one) for one in sites if (levels := one.levels_db)]
+        worst = [one for _, one in sorted(known, key=lambda pair: pair[0])[:_WORST]]
+        method = str(data["method"])
+        rows = [
+            {
+                "worst sites": shortened(one.site, 40),
+                "bits": one.bits,
+                f"{PLAIN}, dB": decibels(one.before_db),
+                f"{method}, dB": decibels(one.after_db),
+            }
+            for one in worst
+        ]
+        show_rows("signal to quantization noise of what reads a site", rows)
+        OUT.print(Text(gained(sites)), soft_wrap=True)
+    if data["channel_ranges"]:
+        OUT.print(Text(narrowed(data["channel_ranges"])), soft_wrap=True)
 
 
 def write_json(data: Any, file: Path | None) -> None:

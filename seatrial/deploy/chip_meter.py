@@ -53,7 +53,7 @@ class ChipMeter:
         self._folder = tempfile.TemporaryDirectory()
         self._place = digest(
             question(
-                graph=list(signature(self.graph)),
+                graph=list(signature(self._without_rounds())),
                 shapes=[str(getattr(node.meta.get("val"), "shape", "")) for node in self.graph.nodes()],
                 target=repr(self.target),
                 threads=self.threads,
@@ -117,6 +117,11 @@ class ChipMeter:
         if self.told is not None:
             self.told(new)
         return new
+
+    def _without_rounds(self) -> Graph:
+        """Return the graph that is timed: migrations may add operators to it."""
+        edits = tuple(edit for edit in self.reference.edits if not isinstance(edit, Round))
+        return realise(self.graph, replace(self.reference, edits=edits))
 
     def _exported(self) -> OnnxTemplate | None:
         # A batch norm that is not folded is rewritten between its rounds (`clamped_norms`): marks do not tell how.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from seatrial.core.graph import Graph
 from seatrial.core.realise import realise
-from seatrial.core.recipe import Recipe
+from seatrial.core.recipe import Recipe, Round
 from seatrial.core.search import Reading
 from seatrial.deploy.systolic import Systolic, Workload, bits_of
 
@@ -30,7 +30,9 @@ class SystolicMeter:
     _known_ms: float = field(default=0.0, repr=False)
 
     def __enter__(self) -> SystolicMeter:
-        self._work = Workload.of(self.graph, self.batch)
+        # What migrations add (the way back on residual branches) is work too; all recipes of one search share it.
+        edits = tuple(edit for edit in self.reference.edits if not isinstance(edit, Round))
+        self._work = Workload.of(realise(self.graph, replace(self.reference, edits=edits)), self.batch)
         self._known_ms = self._cost(self.reference)[0]
         return self
 

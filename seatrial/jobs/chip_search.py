@@ -12,12 +12,13 @@ import numpy as np
 
 from seatrial.core.chance import generator
 from seatrial.core.graph import Graph
-from seatrial.core.precision import Bits
+from seatrial.core.precision import Bits, Precision
 from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise
 from seatrial.core.recipe import Recipe
 from seatrial.core.search import Budget, Found
+from seatrial.core.sites import Site
 from seatrial.core.target import Artefact, Target
 from seatrial.deploy.alternated import alternated_ms
 from seatrial.deploy.chip_meter import ChipMeter
@@ -27,7 +28,7 @@ from seatrial.deploy.stopwatch import Subject
 from seatrial.deploy.systolic import Systolic
 from seatrial.deploy.systolic_meter import SystolicMeter
 from seatrial.jobs.search_settings import SearchSettings
-from seatrial.quant.assignment import FLOAT, Assignments, Choice
+from seatrial.quant.assignment import FLOAT, Assignments, Choice, integer_grids
 from seatrial.quant.direct_sensitivity import direct
 from seatrial.quant.mask_guided import MaskGuided
 from seatrial.quant.ohq import OHQ, Exploration
@@ -95,7 +96,11 @@ class Searched:
 
 @dataclass(frozen=True, eq=False)
 class ChipSearch:
-    """Searches one target with one quantizer; every measurement is kept in `measurements.jsonl` of the run's folder."""
+    """Searches one target with one quantizer; every measurement is kept in `measurements.jsonl` of the run's folder.
+
+    The quantizer plans each uniform network at its precision and what is delivered at the chosen ones. All choices in
+    between share the migrations and ranges of the uniform 8-bit plan (see `Assignments`): one export serves them all.
+    """
 
     target: Target
     quantizer: Quantizer
@@ -153,7 +158,7 @@ class ChipSearch:
         self.tell("planning and exporting the choice")
         target = self.in_setting(setting)
         precision = searched.explorations[setting].assignments.precision(found.choice)
-        recipe = self.quantizer.plan(graph, batches, precision, rng=generator(self.seed, "ohq"))
+        recipe = self._plan(graph, batches, precision)
         rounded = realise(graph, recipe)
         artefact = target.compile(rounded, folder / f"ohq{number}-{target.name}", bits="mixed")
         return Candidate("ohq", setting, artefact, recipe, rounded, found)
@@ -184,9 +189,11 @@ class ChipSearch:
         self.tell(f"planning uniform {precision}")
         rules = self.target.placement
         wanted = dict.fromkeys(quantizable(graph, rules, keep=self.keep), Bits.parse(precision))
-        return self.quantizer.plan(
-            graph, batches, place_operators(graph, rules, wanted), rng=generator(self.seed, "ohq")
-        )
+        return self._plan(graph, batches, place_operators(graph, rules, wanted))
+
+    def _plan(self, graph: Graph, batches: Sequence[Inputs], precision: Mapping[Site, Precision]) -> Recipe:
+        """Return what the quantizer plans; raises BadInput for grids that no integer kernel reads."""
+        return integer_grids(self.quantizer.plan(graph, batches, precision, rng=generator(self.seed, "ohq")))
 
     def _uniform(self, graph: Graph, recipes: Mapping[str, Recipe], folder: Path) -> list[Candidate]:
         """Return the uniform networks: floats in each setting, then integers in each, which share a file."""

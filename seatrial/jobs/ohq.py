@@ -18,6 +18,7 @@ from seatrial.core.graph import Graph
 from seatrial.core.target import Target
 from seatrial.deploy.openvino import save_ir
 from seatrial.errors import BadInput
+from seatrial.jobs.before_after import channel_range_data
 from seatrial.jobs.chip_search import Candidate, ChipSearch, Searched, Uniform
 from seatrial.jobs.deployable import write_deployable
 from seatrial.jobs.measured import Cells, Metric
@@ -52,7 +53,7 @@ def quantize_ohq(
 ) -> dict[str, Any]:
     """Search the precision of each operator on `settings.target` and write what `quantize` writes, and the search.
 
-    `settings.method` names the quantizer that gives the grids; options are fields of `Settings` and `SearchSettings`.
+    `wishes.quantizer` plans grids and migrations; options are fields of `Settings` (but `method`) and `SearchSettings`.
     Under `out`: the model with preprocessing, labels and script, `recipe.json`, `latency.parquet`, `search.html`, and
     in `models` every measurement (`measurements.jsonl`). Returns the JSON of `seatrial quantize --method ohq`
     (docs/json.md). The model itself is left as it was.
@@ -64,7 +65,7 @@ def quantize_ohq(
     start_s = time.monotonic()
     own = {field.name for field in fields(SearchSettings)}
     wishes = replace(wishes or SearchSettings(), **{name: options.pop(name) for name in own & set(options)})
-    settings = replace(settings or Settings(), **{"noise": "none", **options})
+    settings = _with_quantizer(replace(settings or Settings(), **{"noise": "none", **options}), wishes.quantizer)
     subject = open_subject(model, data, settings, overrides=overrides, progress=progress)
     if not isinstance(subject.model, Model):
         raise BadInput(f"the deployed file '{subject.model.name}'", "a network to quantize", "pass the float original")
@@ -91,8 +92,15 @@ def quantize_ohq(
     if winner.recipe is not None:
         files += winner.recipe.save(folder / "recipe")
     files += write_tables(folder, searched)
-    found = {**result.data, "files": [str(file) for file in files], "seconds": time.monotonic() - start_s}
-    write_ohq(found, folder / "search.html")
+    page = folder / "search.html"
+    found = {
+        **result.data,
+        "channel_ranges": [] if winner.recipe is None else channel_range_data(graph, winner.recipe, batches),
+        "files": [str(file) for file in files],
+        "report": str(page),
+        "seconds": time.monotonic() - start_s,
+    }
+    write_ohq(found, page)
     write_text(folder / "quantize.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     if searched.interrupted:
         raise KeyboardInterrupt
@@ -100,6 +108,19 @@ def quantize_ohq(
     if broken is not None:
         raise broken
     return json.loads(json.dumps(found))
+
+
+def _with_quantizer(settings: Settings, quantizer: str) -> Settings:
+    """Return settings whose method is the quantizer; raises BadInput for what a search would leave aside."""
+    usual = Settings()
+    if settings.method not in (usual.method, quantizer):
+        came = f"the method '{settings.method}' in the settings of a search"
+        raise BadInput(came, "a quantizer among the options of the search", f"pass quantizer='{settings.method}'")
+    for name in ("weights_per", "activations_per"):
+        if getattr(settings, name) != getattr(usual, name):
+            came = f"--{name.replace('_', '-')} {getattr(settings, name)} with --method {OHQ}"
+            raise BadInput(came, "scales of channels and tensors, which integer kernels read", "leave it out")
+    return replace(settings, method=quantizer)
 
 
 def _written(folder: Path, winner: Candidate, target: str, subject: Subject) -> list[Path]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seatrial.core.chance import generator
-from seatrial.core.recipe import Affine
+from seatrial.core.recipe import FloatType
 from seatrial.deploy.alternated import latency_of
 from seatrial.deploy.machine import this_machine
 from seatrial.errors import BadInput, LimitBroken
@@ -27,6 +27,9 @@ from seatrial.metrics.accuracy import agreement
 from seatrial.metrics.intervals import median_interval, paired_difference
 from seatrial.metrics.joining import column, joined
 from seatrial.quant.assignment import FLOAT
+
+_ERRORS = ("sqnr_db", "sqnr_db_before", "reader_sqnr_db", "reader_sqnr_db_before")
+"""What a search does not look at: it judges groups of operators, not sites."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,7 @@ def ohq_data(
     elif index != mixed:
         warnings.append("no mixture was faster than the best uniform precision by more than the noise: it is kept")
     rounds = winner.recipe.rounds if winner.recipe is not None else ()
-    bits = {str(edit.site): edit.grid.bits if isinstance(edit.grid, Affine) else 16 for edit in rounds}
+    bits = {str(edit.site): 16 if isinstance(edit.grid, FloatType) else edit.grid.bits for edit in rounds}
     data: dict[str, Any] = {
         "model": {"name": subject.model.name, "source": subject.model.source, "digest": subject.model.digest},
         "machine": asdict(this_machine(settings.used_threads)),
@@ -130,7 +133,7 @@ def ohq_data(
         "value": judged.value(winner.name),
         "agreement": judged.agreement(winner.name),
         "agreement_simulated": judged.agreement(winner.name, SIMULATION),
-        "sites": [{"site": site, "bits": wide, "sqnr_db": None} for site, wide in bits.items()],
+        "sites": [{"site": site, "bits": wide, **dict.fromkeys(_ERRORS)} for site, wide in bits.items()],
         "baselines": [
             {
                 "name": candidates[i].name,

@@ -14,6 +14,7 @@ from torch import nn
 from seatrial.bench.store import Store
 from seatrial.deploy.machine import this_machine
 from seatrial.errors import BadInput
+from seatrial.jobs.before_after import before_and_after
 from seatrial.jobs.deployable import write_deployable
 from seatrial.jobs.measured import Cells, Metric, variant_data
 from seatrial.jobs.ohq import OHQ, quantize_ohq
@@ -35,6 +36,7 @@ from seatrial.jobs.variants import (
 from seatrial.models.opened import Model
 from seatrial.models.text_head import text_head
 from seatrial.numerics.batch_norm import fold_batch_norm
+from seatrial.report.quantize_page import write_quantize
 
 
 def quantize(
@@ -49,7 +51,7 @@ def quantize(
     progress: Callable[[int, int, str], None] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Quantize a network for `settings.target` and write model, recipe, preprocessing, labels and script under `out`.
+    """Quantize a network for `settings.target`; write model, recipe, page, preprocessing, labels and script to `out`.
 
     Returns the JSON of `seatrial quantize` (documented in docs/json.md). The model itself is left as it was. Options
     are the fields of `Settings` and, for a text model (see `quantize_text`), of `TextSettings`. With `method="ohq"`
@@ -90,6 +92,8 @@ def quantize(
     files = list(variant.artefact.files)
     if variant.artefact.format == "onnx":
         files = write_deployable(folder, variant.artefact, name, subject)
+    assert built.quantized is not None, "build quantizes"
+    files += built.quantized.recipe.save(folder / "recipe")
     result = {
         "model": {"name": subject.model.name, "source": subject.model.source, "digest": subject.model.digest},
         "machine": asdict(this_machine(settings.used_threads)),
@@ -97,11 +101,13 @@ def quantize(
         "method": settings.method,
         **{key: row[key] for key in ("bits", "size_bytes", "latency_ms", "metric", "value")},
         **{key: row[key] for key in ("agreement", "agreement_simulated")},
-        "sites": list(built.quantized.sites) if built.quantized is not None else [],
+        **before_and_after(graph, batches, targets[name].placement, settings, built.quantized),
         "files": [str(file) for file in files],
+        "report": str(folder / "quantize.html"),
         "seconds": time.monotonic() - start,
         "warnings": [*subject.warnings, *built.warnings],
     }
+    write_quantize(result, folder / "quantize.html")
     write_text(folder / "quantize.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return json.loads(json.dumps(result))
 

@@ -19,6 +19,7 @@ from seatrial.core.target import Target, Timing
 from seatrial.deploy.machine import this_machine
 from seatrial.deploy.stopwatch import Stopwatch
 from seatrial.deploy.stopwatch import Subject as Timed
+from seatrial.jobs.before_after import before_and_after
 from seatrial.jobs.deployable_text import write_text_deployable
 from seatrial.jobs.measured import Metric, score_name
 from seatrial.jobs.result import latency_data, write_text
@@ -28,6 +29,7 @@ from seatrial.jobs.text_settings import CALIBRATION_TEXTS, TextSettings
 from seatrial.jobs.text_subject import TextSubject, open_text_subject
 from seatrial.jobs.variants import SIMULATION, Built, Variant, build, fastest, installed_targets, usable_target
 from seatrial.numerics.batch_norm import fold_batch_norm
+from seatrial.report.quantize_page import write_quantize
 
 Progress = Callable[[int, int, str], None]
 
@@ -43,7 +45,7 @@ def quantize_text(
     overrides: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Quantize `hf:REPO_OR_FOLDER` for `settings.target`; write model, recipe, tokenizer, records and script to `out`.
+    """Quantize `hf:REPO_OR_FOLDER` for `settings.target`; write model, recipe, page, tokenizer and script to `out`.
 
     Returns the JSON of `seatrial quantize` for text models (documented in docs/json.md). Latency is that of one row as
     long as the longest of the evaluation. Raises BadInput as `open_text_subject` does.
@@ -74,6 +76,8 @@ def quantize_text(
     files = list(variant.artefact.files)
     if variant.artefact.format == "onnx":
         files = write_text_deployable(folder, variant.artefact, name, subject)
+    assert built.quantized is not None, "build quantizes"
+    files += built.quantized.recipe.save(folder / "recipe")
     lost = [f"the {r['metric']} of {r['name']}@{r['target']} is no finite number" for r in rows if r["value"] is None]
     result = {
         "model": {"name": subject.model.name, "source": subject.model.source, "digest": subject.model.digest},
@@ -88,12 +92,14 @@ def quantize_text(
         **{key: row[key] for key in ("metric", "value", "low", "high")},
         **{key: row[key] for key in ("agreement", "agreement_simulated", "ratio", "difference")},
         "variants": rows,
-        "sites": list(built.quantized.sites) if built.quantized is not None else [],
+        **before_and_after(graph, batches, targets[name].placement, settings, built.quantized),
         "files": [str(file) for file in files],
+        "report": str(folder / "quantize.html"),
         "records": {label: str(file) for label, file in stored.items()},
         "seconds": time.monotonic() - start,
         "warnings": [*subject.warnings, *built.warnings, *lost],
     }
+    write_quantize(result, folder / "quantize.html")
     write_text(folder / "quantize.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return json.loads(json.dumps(result))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,10 +13,11 @@ from seatrial.core.chance import generator
 from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.precision import Bits, Precision, parse_bits
+from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.realise import realise
 from seatrial.core.recipe import Recipe
-from seatrial.core.sites import Site
+from seatrial.core.sites import Site, operators
 from seatrial.errors import BadInput
 from seatrial.jobs.settings import Settings
 from seatrial.quant.granularity import Granularity
@@ -26,7 +28,7 @@ from seatrial.quant.weight_only import weight_only
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A recipe, the graph it gives, and what was lost at each site (`site`, `bits`, `sqnr_db`)."""
+    """A recipe, the graph it gives, and what was lost at each site in order (`site`, `bits`, `sqnr_db`)."""
 
     recipe: Recipe
     graph: Graph
@@ -34,7 +36,7 @@ class Quantized:
     warnings: tuple[str, ...]
 
 
-def quantize_graph(graph: Graph, batches: list[Tensor], rules: PlacementRules, settings: Settings) -> Quantized:
+def quantize_graph(graph: Graph, batches: Sequence[Inputs], rules: PlacementRules, settings: Settings) -> Quantized:
     """Plan and carry out the quantization of `graph` for a runtime with these rules."""
     sites = sites_asked(graph, rules, settings)
     quantizer = quantizer_of(settings, pictures=graph.inputs[0].dtype.startswith("float"))
@@ -45,7 +47,9 @@ def quantize_graph(graph: Graph, batches: list[Tensor], rules: PlacementRules, s
             f"weights have {rules.weight_bits_cap} bits for {rules.name}, but for depthwise convolutions: "
             "its 8-bit kernels saturate on this CPU"
         )
+    order = {name: place for place, name in enumerate(operators(graph))}
     errors = site_errors(graph, recipe, batches[:1])
+    errors.sort(key=lambda e: (order[e.site.operator], e.site.port == "output", e.site.port))
     listed = tuple({"site": str(error.site), "bits": error.bits, "sqnr_db": error.sqnr_db} for error in errors)
     return Quantized(recipe, realise(graph, recipe), listed, tuple(warnings))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from seatrial.catalogue import find
 from seatrial.errors import BadInput
 
 
@@ -12,6 +13,9 @@ from seatrial.errors import BadInput
 class SearchSettings:
     """Options of `seatrial quantize --method ohq`; see the command line's help for each.
 
+    `quantizer` plans the grids, and the migrations where it has any: of the uniform networks and of the choice that is
+    delivered each at its own precisions; the search between them uses those of the uniform 8-bit network. One with
+    grids that no integer kernel reads is refused when it has planned. Raises BadInput for a name that is no quantizer.
     `batch` is the batch size that latency is measured at, `time_budget_s` covers everything from planning to the last
     measurement but the evaluation on data. Bounds are None where there is none.
     """
@@ -23,6 +27,7 @@ class SearchSettings:
     max_size_mb: float | None = None
     max_energy_mj: float | None = None
     sensitivity: Literal["mask-guided", "direct"] = "mask-guided"
+    quantizer: str = "nearest"
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -39,5 +44,6 @@ class SearchSettings:
             raise BadInput(
                 f"--max-drop {self.max_drop:g}", "a share from 0 to 1, or a percentage", "write for example 1%"
             )
+        find("quantizer", self.quantizer)
         if self.sensitivity not in ("mask-guided", "direct"):
             raise BadInput(f"--sensitivity {self.sensitivity}", "mask-guided or direct", "pick one")

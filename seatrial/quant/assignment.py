@@ -12,7 +12,7 @@ from seatrial.core.graph import Graph
 from seatrial.core.placement import PlacementRules
 from seatrial.core.precision import Bits, Precision
 from seatrial.core.realise import realise, source, tensor_inputs
-from seatrial.core.recipe import Affine, Grid, Recipe, Round
+from seatrial.core.recipe import Affine, FloatType, Grid, Recipe, Round
 from seatrial.core.sites import Site, attribute, op_name, operators
 from seatrial.errors import BadInput
 from seatrial.numerics.ranges import grid_for, weight_grid
@@ -29,9 +29,13 @@ Choice = Mapping[str, str]
 class Assignments:
     """Recipes for choices of precisions, with the grids of one planned recipe.
 
-    `planned` holds a quantizer's decision for the whole graph. A round that stands elsewhere in a mixed network, on one
-    reader's edge or with another sign, gets its grid from the same tensor's range: good for telling the time and the
-    sensitivity, while the recipe that is delivered is planned by the quantizer itself, for the sites of `precision`.
+    `planned` holds a quantizer's decision for the whole graph. Its migrations and other new parameters, found for its
+    precision, stay in the recipe of every choice, that of float too; migrations change no choice's function. A round
+    that stands elsewhere in a mixed network, on one reader's edge or with another sign, gets its grid from the same
+    tensor's range: good for telling the time and the sensitivity, while the recipe that is delivered is planned by the
+    quantizer itself, for the sites of `precision`.
+
+    Raises BadInput as `integer_grids` does.
     """
 
     graph: Graph
@@ -41,6 +45,7 @@ class Assignments:
     _grids: dict[tuple[Site, Precision], Grid] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        integer_grids(self.planned)
         self._edits = tuple(edit for edit in self.planned.edits if not isinstance(edit, Round))
         self._base = realise(self.graph, replace(self.planned, edits=self._edits))
         self._named = operators(self._base)
@@ -126,3 +131,16 @@ class Assignments:
         if known is None:
             raise BadInput(f"no range for {site}", "a tensor that the uniform recipe rounds", "plan with that site")
         return grid_for(*known, wanted)
+
+
+def integer_grids(recipe: Recipe) -> Recipe:
+    """Return the recipe; raises BadInput where a grid is none of those that integer kernels and modeled chips read.
+
+    Logarithmic, twin, grouped and run-time grids are float operators there: a search over integers would time those.
+    """
+    for edit in recipe.rounds:
+        if not isinstance(edit.grid, Affine | FloatType):
+            came = f"a quantizer whose grid at {edit.site} is {type(edit.grid).__name__.lower()}"
+            wanted = "affine grids, since a search times integer kernels"
+            raise BadInput(came, wanted, "take another --quantizer, such as nearest or os-plus")
+    return recipe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor, fx
@@ -20,6 +21,7 @@ from seatrial.quant.channel_ranges import ChannelRanges, ranges_of, rows_read, t
 from seatrial.quant.migration_places import Place, migration_places
 from seatrial.quant.operator_kinds import PRODUCTS
 
+_Key = TypeVar("_Key")
 NO_PLACE = "no norm or gated projection feeds a linear operator that is rounded: nothing was migrated"
 
 
@@ -57,17 +59,31 @@ def ranges_read(graph: Graph, batches: Sequence[Inputs], places: Sequence[Place]
 
     Raises BadInput, naming the site, where a value is not finite.
     """
-    named = operators(graph)
-    found: dict[Place, ChannelRanges] = {}
+    return ranges_of_readers(graph, batches, {place: place.consumers[:1] for place in places})
 
-    def see(place: Place, mask: Tensor | None, value: Tensor) -> None:
-        reader = place.consumers[0]
-        seen = ranges_of(rows_read(named[reader], value, mask), site_of(reader, "input0"))
-        found[place] = found[place].joined(seen) if place in found else seen
+
+def ranges_of_readers(
+    graph: Graph, batches: Sequence[Inputs], readers: Mapping[_Key, Sequence[str]]
+) -> dict[_Key, ChannelRanges]:
+    """Return for each key the channel ranges of what some linear operators or convolutions read, all together.
+
+    Tokens that fill sentences up are left out. Raises BadInput, naming the site, where a value is not finite.
+    """
+    named = operators(graph)
+    watched: dict[fx.Node, dict[_Key, str]] = {}
+    for key, names in readers.items():
+        for name in names:
+            watched.setdefault(named[name].args[0], {}).setdefault(key, name)  # pyright: ignore[reportArgumentType]
+    found: dict[_Key, ChannelRanges] = {}
+
+    def see(keys: Mapping[_Key, str], mask: Tensor | None, value: Tensor) -> None:
+        for key, reader in keys.items():
+            seen = ranges_of(rows_read(named[reader], value, mask), site_of(reader, "input0"))
+            found[key] = found[key].joined(seen) if key in found else seen
 
     for batch in batches:
         mask = token_mask(graph, tensors_of(graph, batch))
-        watch(graph, [batch], {named[one.consumers[0]].args[0]: partial(see, one, mask) for one in places})  # pyright: ignore[reportArgumentType]
+        watch(graph, [batch], {node: partial(see, keys, mask) for node, keys in watched.items()})
     return found
 
 

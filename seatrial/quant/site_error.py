@@ -41,7 +41,7 @@ def site_errors(graph: Graph, recipe: Recipe, batches: Sequence[Inputs]) -> list
         for batch in batches:
             runner.run(*tensors_of(graph, batch))
     sums = {site: runner.sums.get(site, (0.0, 0.0)) for site in (str(edit.site) for edit in recipe.rounds)}
-    return [SiteError(edit.site, _bits(edit.grid), _ratio_db(*sums[str(edit.site)])) for edit in recipe.rounds]
+    return [SiteError(edit.site, _bits(edit.grid), ratio_db(*sums[str(edit.site)])) for edit in recipe.rounds]
 
 
 def blame(graph: Graph, recipe: Recipe, batch: Inputs, *, suspects: int = 8) -> list[tuple[Site, float]]:
@@ -91,7 +91,8 @@ def _bits(grid: Grid) -> int:
     return 16 if isinstance(grid, FloatType) else grid.bits
 
 
-def _ratio_db(signal: float, noise: float) -> float | None:
+def ratio_db(signal: float, noise: float) -> float | None:
+    """Return signal over noise, two sums of squares, in decibels; None without noise."""
     if noise == 0:
         return None
     return 10 * math.log10(max(signal, 1e-300) / noise)
