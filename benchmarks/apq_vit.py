@@ -40,7 +40,7 @@ from seatrial.quant.repq_vit import RepQViT
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 RULES = PlacementRules("torch", "by-range", operator_outputs=False, attention_products="all")
-SAMPLES = 32
+SAMPLES, DRAWS = 32, 3
 OURS = "apq-vit"
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=DRAWS, choices=range(1, DRAWS + 1))
     parser.add_argument("--bits", default=",".join(BITS))
     parser.add_argument("--methods", default=";".join(METHODS), help="separated by semicolons")
     parser.add_argument("--work", type=Path, required=True)
@@ -96,7 +96,7 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings(
         calibration=str(given.shared / "cifar10_jpeg_train.tar.xz"),
-        calibration_samples=SAMPLES * given.seeds,
+        calibration_samples=SAMPLES * DRAWS,
         limit=given.limit,
     )
     subject = open_subject(
