@@ -25,9 +25,14 @@ class Affine:
     @property
     def codes(self) -> tuple[int, int]:
         """The lowest and highest code."""
-        if not self.signed:
-            return 0, 2**self.bits - 1
-        return -(2 ** (self.bits - 1)) + int(self.narrow), 2 ** (self.bits - 1) - 1
+        return codes_of(self.bits, self.signed, narrow=self.narrow)
+
+
+def codes_of(bits: int, signed: bool, *, narrow: bool = False) -> tuple[int, int]:
+    """Return the lowest and highest code of so many bits; `narrow` leaves out the lowest of signed ones."""
+    if not signed:
+        return 0, 2**bits - 1
+    return -(2 ** (bits - 1)) + int(narrow), 2 ** (bits - 1) - 1
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seatrial.core.grids import Affine
+from seatrial.core.grids import Affine, codes_of
 from seatrial.core.precision import Precision
 from seatrial.errors import BadInput, not_finite
 
 BINS = 8192
 _COUNTED = 2**19
 """Values of one batch that enter a histogram; more are thinned out evenly."""
+_TINY = float(np.finfo(np.float32).tiny)
 _TOKENS = 2**12
 """Tokens of one batch whose extremes are kept; more are thinned out evenly."""
 _LOPSIDED = 0.75
@@ -188,11 +189,10 @@ def grid_error(
 ) -> float:
     """Return the mean squared error of the grid for a range on a histogram with bins of `width`.
 
-    NumPy, because a search asks thousands of times: PyTorch would wake its threads for each.
+    NumPy and plain numbers, because a search asks thousands of times: tensors would take most of its time.
     """
-    grid = grid_for(ends[0], ends[1], precision)
-    scale, zero = float(grid.scale), int(grid.zero_point)
-    low, high = grid.codes
+    signed, step, zero = _numbers_of(ends[0], ends[1], precision)
+    scale, (low, high) = float(step), codes_of(precision.bits, signed, narrow=precision.narrow)
     if scale < 2 * width:
         off = centers - np.clip(centers, scale * (low - zero), scale * (high - zero))
         inside = (off == 0) * scale**2 / 12
@@ -209,6 +209,14 @@ def grid_for(low: float, high: float, precision: Precision) -> Affine:
     precision is symmetric; never signed with a zero point, which OpenVINO runs in float.
     Source: Jacob et al. 2018, eq. 12, with the zero point rounded.
     """
+    signed, scale, zero = _numbers_of(low, high, precision)
+    return Affine(
+        precision.bits, signed, torch.tensor(scale), torch.tensor(zero, dtype=torch.int64), None, precision.narrow
+    )
+
+
+def _numbers_of(low: float, high: float, precision: Precision) -> tuple[bool, np.float32, int]:
+    """Return sign, scale and zero point of the grid for a range."""
     low, high = min(low, 0.0), max(high, 0.0)
     signed = low < 0 if precision.signed is None else precision.signed
     lopsided = low < 0 and high - low < _LOPSIDED * 2 * max(-low, high)
@@ -219,20 +227,17 @@ def grid_for(low: float, high: float, precision: Precision) -> Affine:
             raise BadInput(f"a range from {low:g} for an unsigned grid around zero", "values >= 0", "ask for a sign")
         top = max(-low, high)
         code = 2 ** (precision.bits - 1) - 1 if signed else 2**precision.bits - 1
-        return _affine(precision, signed, np.float32(top) / np.float32(code), 0)
+        return signed, _safe(np.float32(top) / np.float32(code)), 0
     bottom = -(2 ** (precision.bits - 1)) + int(precision.narrow) if signed else 0
     steps = 2**precision.bits - 1 - int(precision.narrow and signed)
     scale = (np.float32(high) - np.float32(low)) / np.float32(steps)
     zero = 0 if scale == 0 else int(np.clip(np.rint(bottom - low / float(scale)), bottom, bottom + steps))
-    return _affine(precision, signed, scale, zero)
+    return signed, _safe(scale), zero
 
 
-def _affine(precision: Precision, signed: bool, scale: np.floating, zero: int) -> Affine:
+def _safe(scale: np.floating) -> np.float32:
     # A tensor that is zero everywhere keeps a harmless scale; so does one whose scale would not be a normal number.
-    safe = np.float32(1.0) if float(scale) < np.finfo(np.float32).tiny else np.float32(scale)
-    return Affine(
-        precision.bits, signed, torch.tensor(safe), torch.tensor(zero, dtype=torch.int64), None, precision.narrow
-    )
+    return np.float32(1.0) if float(scale) < _TINY else np.float32(scale)
 
 
 def weight_grid(weight: Tensor, precision: Precision) -> Affine:

@@ -33,6 +33,8 @@ from seatrial.quant.operator_kinds import SOFTMAX, WEIGHTED, computed_by
 from seatrial.quant.rounded_block import RoundedBlock, RoundedNetwork, Values
 
 ALIKE = "the network gives no logits, so there is no loss to weigh errors by: all errors of a block count alike"
+_AT_ONCE, _CHUNK = 8, 2
+"""Gradients are made for so many samples at once, of more samples for fewer: that holds what all blocks give."""
 
 
 @final
@@ -126,7 +128,8 @@ class APQViT(Quantizer):
         outputs = [named[block.output] for block in starting.values()]
         found: dict[Site, Affine] = {}
         weighted = self.error.weighted and gives_logits(graph)
-        with loss_gradients(graph, batch, outputs) if weighted else nullcontext({}) as gradients:
+        chunk = _AT_ONCE if len(batch[0]) <= _AT_ONCE else _CHUNK
+        with loss_gradients(graph, batch, outputs, chunk=chunk) if weighted else nullcontext({}) as gradients:
             walk = Walk(graph, [batch])
             behind = _Behind(network, batch) if self.inputs == "rounded" else None
             for node in walk:

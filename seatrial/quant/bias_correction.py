@@ -80,7 +80,7 @@ class _Mean:
 
     def see(self, node: fx.Node, value: Tensor) -> None:
         rows = value.detach().flatten(2).mean(2) if op_name(node) == "conv2d" else value.detach().flatten(0, -2)
-        self.total = self.total + rows.double().sum(0)
+        self.total = self.total + rows.sum(0, dtype=torch.float64)
         self.count += len(rows)
 
     @property

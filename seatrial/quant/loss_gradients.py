@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,18 +49,11 @@ def loss_gradients(
     if step < count:
         _check_order(graph, batch, {node: axis for node, axis in axes.items() if _merged(graph, node, axis)})
     with TemporaryDirectory(prefix="seatrial-") as folder:
-        held: dict[fx.Node, Tensor] = {}
+        held = _Files(Path(folder))
         for start in range(0, count, step):
             part = tuple(tensor[start : start + step] for tensor in batch)
-            found = _gradients(graph, part, wanted)
-            for number, (node, gradient) in enumerate(found.items()):
-                axis, shape = axes[node], list(gradient.shape)
-                size = shape[axis]
-                shape[axis] = size * count // len(part[0])
-                if node not in held:
-                    held[node] = _mapped(Path(folder) / f"{number}.gradient", shape)
-                held[node].narrow(axis, start * shape[axis] // count, size).copy_(gradient)
-            del found
+            for node, gradient in _gradients(graph, part, wanted).items():
+                held.put(node, gradient, axes[node], start, len(part[0]), count)
         yield held
 
 
@@ -71,10 +66,37 @@ def gives_logits(graph: Graph) -> bool:
     return isinstance(first, fx.Node) and len(shape_of(first)) == 2
 
 
-def _mapped(file: Path, shape: Sequence[int]) -> Tensor:
-    if 0 in shape:  # nothing to map
-        return torch.zeros(shape)
-    return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=tuple(shape)))
+class _Files(Mapping[fx.Node, Tensor]):
+    """A file for each node, in memory only while somebody holds the tensor that was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._shapes: dict[fx.Node, Sequence[int]] = {}
+
+    def put(self, node: fx.Node, gradient: Tensor, axis: int, start: int, samples: int, count: int) -> None:
+        """Keep the gradient of `samples` samples, which begin at `start` of `count` along an axis."""
+        shape = list(gradient.shape)
+        shape[axis] = gradient.shape[axis] * count // samples
+        if node not in self._shapes:
+            self._shapes[node] = shape
+            self._file(node).touch()
+            os.truncate(self._file(node), 4 * math.prod(shape))
+        self[node].narrow(axis, start * shape[axis] // count, gradient.shape[axis]).copy_(gradient)
+
+    def __getitem__(self, node: fx.Node) -> Tensor:
+        shape = self._shapes[node]
+        if 0 in shape:  # nothing to map
+            return torch.zeros(*shape)
+        return torch.from_numpy(np.memmap(self._file(node), np.float32, "r+", shape=tuple(shape)))
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def _file(self, node: fx.Node) -> Path:
+        return self._folder / f"{node.name}.gradient"
 
 
 class _Differentiable(fx.Interpreter):

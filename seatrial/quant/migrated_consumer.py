@@ -71,9 +71,9 @@ class MigratedConsumer:
         return call(self.node, values.__getitem__)
 
     def _with_bias(self, outputs: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is None:
-            return outputs
-        return outputs + (bias if op_name(self.node) == "linear" else bias[:, None, None])
+        if bias is not None:
+            outputs += bias if op_name(self.node) == "linear" else bias[:, None, None]
+        return outputs
 
     def _rounded_inputs(self, x: Tensor, scales: Tensor) -> Tensor:
         shape = [1] * x.ndim

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, final
@@ -15,7 +16,7 @@ from seatrial.core.precision import Precision
 from seatrial.core.predictor import Inputs
 from seatrial.core.quantizer import Quantizer
 from seatrial.core.recipe import Migrate, Recipe
-from seatrial.core.sites import Site, operators, site_of
+from seatrial.core.sites import Site, operators, shape_of, site_of
 from seatrial.errors import BadInput, no_calibration
 from seatrial.numerics.observe import tensors_of
 from seatrial.quant.channel_ranges import ChannelRanges, ranges_of, rows_read, token_mask
@@ -109,7 +110,7 @@ class _Search:
         self, batch: tuple[Tensor, ...], rng: np.random.Generator, seen: Mapping[Place, ChannelRanges]
     ) -> list[Migrate]:
         """Return one migration for each place where something changes; `seen` are ranges of other batches."""
-        drawn = _drawn(batch, self.options.tokens, rng)
+        drawn = _drawn(batch, self.options.tokens, self._tokens(batch), rng)
         masks = [token_mask(self.graph, rows) for rows in (batch, drawn)]
         first = {self.named[place.consumers[0]]: place for place in self.places}
         consumers = {self.named[name] for place in self.places for name in place.consumers}
@@ -124,6 +125,14 @@ class _Search:
             if node in consumers:
                 self._go_on(node, migrated[node], walk)
         return edits
+
+    def _tokens(self, batch: tuple[Tensor, ...]) -> int:
+        """Return the tokens of a sample: of a text as it is given, of a picture where a network has the fewest."""
+        if batch[0].ndim == 2:
+            return batch[0].shape[1]
+        shapes = [shape_of(self.named[place.producer])[1:-1] for place in self.places]
+        counts = [math.prod(shape) for shape in shapes if all(isinstance(size, int) for size in shape)]
+        return min(counts, default=1)
 
     def _passed(self) -> set[Site]:
         """Return the sites whose rounds the consumers of places take over."""
@@ -184,10 +193,11 @@ class _Search:
         walk.put(node, [consumer(value) for value in values])
 
 
-def _drawn(batch: tuple[Tensor, ...], tokens: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
-    """Return samples drawn from a batch, as many as hold so many tokens (the longest first axis behind the batch)."""
+def _drawn(
+    batch: tuple[Tensor, ...], tokens: int, tokens_of_sample: int, rng: np.random.Generator
+) -> tuple[Tensor, ...]:
+    """Return samples drawn from a batch, as many as hold so many tokens, at least one; all where they are one token."""
     first = batch[0]
-    length = first.shape[1] if first.ndim == 2 else 1
-    count = min(len(first), max(1, tokens // length) if length > 1 else len(first))
+    count = min(len(first), max(1, tokens // tokens_of_sample) if tokens_of_sample > 1 else len(first))
     rows = torch.from_numpy(np.sort(rng.choice(len(first), size=count, replace=False)))
     return tuple(tensor[rows] for tensor in batch)

@@ -16,8 +16,8 @@ from seatrial.quant.migrated_consumer import MigratedConsumer
 from seatrial.quant.place_outputs import judged_outputs, layer_outputs
 from seatrial.quant.rounded_walk import RoundedWalk
 
-_VALUES = 2**24
-"""Float values that the scales tried at once may hold."""
+_VALUES = 2**21
+"""Float values that the scales tried at once may hold: few, so that they stay in the caches."""
 _OUTPUTS = 4096
 """Outputs of a layer (the words of a head) that are looked at."""
 
@@ -56,7 +56,7 @@ class PlaceLoss:
             outputs = [consumer.rounded(self._read[node], part) for node, consumer in self._consumers.items()]
             made = torch.vmap(self._judged_of)(*outputs)
             error = sum(
-                (value - wanted).square().flatten(1).double().sum(1) / len(wanted)
+                (value - wanted).square_().flatten(1).sum(1, dtype=torch.float64) / len(wanted)
                 for value, wanted in zip(made, self._wanted, strict=True)
             )
             assert isinstance(error, Tensor)

@@ -106,8 +106,14 @@ class RoundedBlock:
     def tried(self, site: Site, grid: Affine) -> Tensor:
         """Return the block's output with another grid at one site."""
         node = self._rounds[site]
+        after = self._after(node)
+        last = {read: other for other in after for read in other.all_input_nodes}
         changed = {node: fake(self.source(site), grid)}
-        self._run(self._after(node), changed)
+        for other in after:
+            self._run([other], changed)
+            for read in other.all_input_nodes:
+                if last[read] is other and read is not self._target:
+                    changed.pop(read, None)
         return changed.get(self._target, self.output)
 
     def put(self, site: Site, grid: Affine) -> None:
