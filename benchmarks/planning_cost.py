@@ -14,8 +14,8 @@ and conversion do not count, nor does code that is loaded when first used: a net
 Memory is the most resident memory of the process while it plans (the kernel's high-water mark, reset before), less what
 was resident before; with `--held` that is told of one more launch, too, in which glibc gives freed blocks above 1 MiB
 back at once, so that what the allocator keeps does not count. Its bound is twice the parameters and the activations of
-one block: what the operators of the largest residual block give for one calibration batch, views left out. Ends with 1
-where a bar is missed: OS+ three times the peer's processor time, APQ-ViT ten minutes, memory the bound.
+one block: what the operators of the largest residual block give for one calibration batch, views left out. Linux alone.
+Ends with 1 where a bar is missed: OS+ three times the peer's processor time, APQ-ViT ten minutes, memory the bound.
 """
 
 from __future__ import annotations
