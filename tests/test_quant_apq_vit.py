@@ -17,7 +17,7 @@ from seatrial.core.graph import Graph, capture
 from seatrial.core.placement import PlacementRules
 from seatrial.core.precision import Bits, Precision
 from seatrial.core.realise import realise
-from seatrial.core.recipe import Affine, Recipe, Round
+from seatrial.core.recipe import Affine, FloatType, Recipe, Round
 from seatrial.core.sites import Site, operators, signature
 from seatrial.errors import BadInput
 from seatrial.numerics.observe import tensors_of, watch
@@ -143,6 +143,25 @@ def test_a_block_gives_what_the_whole_network_gives_there(name: str, rules: Plac
         whole = realise(graph, Recipe(tuple(edits), signature(graph)))
         assert torch.equal(part.output, value_at(whole, block.output, inputs))
         assert torch.equal(value_at(network.graph, block.output, inputs), part.output)
+
+
+def test_rounds_to_narrow_floats_inside_a_block_stand_where_they_are() -> None:
+    """Oracle: as above; what a candidate changes goes through a round to bf16 behind it."""
+    graph, inputs, gelu = captured("vit"), inputs_of("vit", 5), "blocks.0.mlp.act/gelu#0"
+    start = PLAIN.plan(graph, [inputs], asked(graph), rng=generator(0))
+    edits = [Round(e.site, FloatType("bf16")) if str(e.site) == f"{gelu}:output" else e for e in start.rounds]
+    (block,) = [one for one in blocks_of(graph, {e.site.operator: None for e in edits}) if gelu in one.operators]
+    own = [edit for edit in edits if edit.site.operator in block.operators]
+    assert any(isinstance(edit.grid, FloatType) for edit in own)
+    named, walk = operators(graph), Walk(graph, [tensors_of(graph, inputs)])
+    network = RoundedNetwork.of(graph, Recipe(tuple(own), signature(graph)))
+    back = {node: name for name, node in network.operators.items() if name in named}
+    part = RoundedBlock(network, block, lambda node: walk.values(named[back[node]])[0])
+    (first,) = [site for site in part.sites if str(site).endswith("fc1/linear#0:weight")]
+    grid = scaled(part.grid(first), 0.4)
+    changed = [Round(first, grid) if edit.site == first else edit for edit in own]
+    whole = realise(graph, Recipe(tuple(changed), signature(graph)))
+    assert torch.equal(part.tried(first, grid), value_at(whole, block.output, inputs))
 
 
 # Errors and searches

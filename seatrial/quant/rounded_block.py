@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx
 
+from seatrial.core.further_rounds import ROUNDS
 from seatrial.core.graph import Graph
 from seatrial.core.grids import Affine
 from seatrial.core.insert_round import fake
@@ -37,7 +38,9 @@ class RoundedNetwork:
         """Realise a recipe; what it gives is changed by `put`."""
         realised = realise(graph, recipe)
         rounds = {
-            Site.parse(str(node.meta["site"])): node for node in realised.nodes() if op_name(node).endswith("qdq")
+            Site.parse(str(node.meta["site"])): node
+            for node in realised.nodes()
+            if op_name(node) in ROUNDS and "site" in node.meta
         }
         grids = {edit.site: edit.grid for edit in recipe.rounds if isinstance(edit.grid, Affine)}
         return RoundedNetwork(realised, operators(realised), rounds, grids)
@@ -64,9 +67,8 @@ class RoundedBlock:
 
     def __init__(self, network: RoundedNetwork, block: Block, values: Values) -> None:
         self._network = network
-        names = {network.operators[name]: name for name in block.operators}
         self._rounds = {site: node for site, node in network.rounds.items() if site.operator in block.operators}
-        inside = {*names, *self._rounds.values()}
+        inside = {*(network.operators[name] for name in block.operators), *self._rounds.values()}
         self._nodes = [node for node in network.graph.nodes() if node in inside]
         last = network.operators[block.output]
         self._target = network.rounds.get(Site.parse(f"{block.output}:output"), last)
@@ -77,6 +79,7 @@ class RoundedBlock:
                     constant = read.op == "get_attr"
                     self._held[read] = attribute(network.graph.module, str(read.target)) if constant else values(read)
         self._run(self._nodes, self._held)
+        self._after = {site: self._reached(node) for site, node in self._rounds.items()}
 
     @property
     def sites(self) -> list[Site]:
@@ -106,7 +109,7 @@ class RoundedBlock:
     def tried(self, site: Site, grid: Affine) -> Tensor:
         """Return the block's output with another grid at one site."""
         node = self._rounds[site]
-        after = self._after(node)
+        after = self._after[site]
         last = {read: other for other in after for read in other.all_input_nodes}
         changed = {node: fake(self.source(site), grid)}
         for other in after:
@@ -120,7 +123,7 @@ class RoundedBlock:
         """Keep a grid."""
         self._network.put(site, grid)
         node = self._rounds[site]
-        self._run([node, *self._after(node)], self._held)
+        self._run([node, *self._after[site]], self._held)
 
     def _run(self, nodes: list[fx.Node], held: dict[fx.Node, Any]) -> None:
         def value(read: fx.Node) -> Any:
@@ -130,7 +133,8 @@ class RoundedBlock:
             for node in nodes:
                 held[node] = call(node, value)
 
-    def _after(self, first: fx.Node) -> list[fx.Node]:
+    def _reached(self, first: fx.Node) -> list[fx.Node]:
+        """Return what depends on a node, in order."""
         reached = {first}
         for node in self._nodes:
             if node not in reached and any(read in reached for read in node.all_input_nodes):
