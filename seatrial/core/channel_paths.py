@@ -11,8 +11,8 @@ from seatrial.core.sites import op_name, shape_of
 
 _HOMOGENEOUS = {"relu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "leaky_relu"}
 """f(x / s) = f(x) / s for a positive scale of each channel; they keep the channels where they are."""
-_SAME = {"contiguous", "clone", "alias", "detach", "to", "_to_copy"}
-_RESHAPES = {"reshape", "view", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"}
+SAME = {"contiguous", "clone", "alias", "detach", "to", "_to_copy"}
+RESHAPES = {"reshape", "view", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"}
 _CHANNELS_LAST = {"linear", "layer_norm", "mul"}
 _READERS = {"linear", "conv2d"}
 
@@ -71,12 +71,12 @@ def carried_axis(node: fx.Node, read: fx.Node, axis: int, shifted: bool) -> int 
     kind, before, after = op_name(node), shape_of(read), shape_of(node)
     if len(before) == 0 or len(after) == 0:
         return None
-    if kind in _SAME:
+    if kind in SAME:
         return axis
     if kind in _HOMOGENEOUS or kind == "mul":
         gated = kind != "mul" or (before == after and node.args[0] is not node.args[1])
         return axis if gated and not shifted else None
-    if kind in _RESHAPES:
+    if kind in RESHAPES:
         return _reshaped(before, after, axis)
     if kind in ("permute", "transpose"):
         return _order(node, len(before)).index(axis)

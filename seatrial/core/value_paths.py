@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from seatrial.core.channel_paths import RESHAPES, SAME
 from seatrial.core.sites import op_name, shape_of
 
-_SAME = {"contiguous", "clone", "alias", "detach", "to", "_to_copy"}
-_RESHAPES = {"reshape", "view", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"}
-_MOVES = {*_RESHAPES, "permute", "transpose", "select", "slice", "expand"}
+_MOVES = {*RESHAPES, "permute", "transpose", "select", "slice", "expand"}
 _PARTS = {"unbind", "chunk", "split", "split_with_sizes", "getitem"}
 _PRODUCTS = {"matmul", "bmm"}
 _BLIND = {"sym_size", "_assert_tensor_metadata"}
@@ -50,8 +49,8 @@ def value_paths(producer: fx.Node) -> dict[fx.Node, ValuePath]:
     elsewhere: list[Tensor] = []
     for node, read in _readers(producer, held):
         kind = op_name(node)
-        if kind in _SAME | _MOVES | _PARTS:
-            held[node] = held[read] if kind in _SAME else _moved(node, held)
+        if kind in SAME | _MOVES | _PARTS:
+            held[node] = held[read] if kind in SAME else _moved(node, held)
             summed[node], may_shift[node] = summed[read], may_shift[read]
         elif kind in _PRODUCTS and node.args[1] is read and not summed[read] and _alike(held[read], -2):
             held[node], summed[node] = held[read][..., :1, :].expand(_sizes(node)), True
@@ -91,7 +90,7 @@ def _alike(channels: Tensor, dim: int) -> bool:
 
 def _sums_to_one(weights: object, product: fx.Node) -> bool:
     """Tell whether the last axis of a value holds a softmax, computed in the type of the product."""
-    while isinstance(weights, fx.Node) and op_name(weights) in _SAME | _RESHAPES | {"expand"}:
+    while isinstance(weights, fx.Node) and op_name(weights) in SAME | RESHAPES | {"expand"}:
         read = weights.args[0]
         if not isinstance(read, fx.Node) or str(shape_of(read)[-1:]) != str(shape_of(weights)[-1:]):
             return False

@@ -40,13 +40,13 @@ _AT_ONCE, _CHUNK = 8, 2
 @final
 @dataclass(frozen=True)
 class APQViT(Quantizer):
-    """Bottom-elimination blockwise calibration, and a softmax quantizer that keeps the largest probabilities.
+    """Bottom-elimination blockwise calibration; on request, a softmax quantizer that keeps the largest probabilities.
 
     Blocks (an attention, a feed-forward part) are calibrated in order. In each, the grid of one site after the other is
     the candidate with the least error at the block's output (see `BlockError`), `rounds` times; in the first round
     candidates are `steps` shares of the min-max range up to 1.2 and the grid that `grids` starts from, later they lie
-    around the present one, the two ends of a range by themselves too. Where `grids` corrects biases,
-    the mean error of each channel does not count, because the bias takes it away.
+    around the present one, the two ends of a range by themselves too. Where `grids` corrects biases, the mean error of
+    each channel does not count, because the bias takes it away.
 
     Source: Ding et al. 2022 (APQ-ViT), sections 3.2 and 3.3; Yuan et al. 2022 (PTQ4ViT), section 4.1, for the numbers.
     Departures: no code of the authors is public, so the formulas are rebuilt from what is said of them. Gradients are

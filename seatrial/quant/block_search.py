@@ -45,7 +45,6 @@ class BlockSearch:
 
         The block holds the grids afterwards; no step of the search makes its loss larger.
         """
-        found: dict[Site, Affine] = {}
         sites = [site for site in block.sites if site in precision]
         least = loss(block.output)
         for number in range(self.rounds):
@@ -54,24 +53,22 @@ class BlockSearch:
                 preserving = self.softmax != "searched" and site in self.maps
                 if preserving and self.softmax == "map-error":
                     if number == 0:
-                        found[site] = _by_map(block, site, base)
-                        block.put(site, found[site])
+                        block.put(site, _by_map(block, site, base))
                         least = loss(block.output)
                     continue
                 floor = _ends(base)[1] if preserving else 0.0
                 if preserving and number == 0:
                     # Where the search starts may clip; that is no candidate here.
-                    found[site] = base
                     block.put(site, base)
                     least = loss(block.output)
                 if number == 0:
                     grid, reached = self._coarse(block, loss, site, base, preserving)
                 else:
-                    grid, reached = _local(block, loss, site, wanted, found.get(site, block.grid(site)), floor)
+                    grid, reached = _local(block, loss, site, wanted, floor)
                 if reached < least:
-                    found[site], least = grid, reached
+                    least = reached
                     block.put(site, grid)
-        return {site: found.get(site, block.grid(site)) for site in sites}
+        return {site: block.grid(site) for site in sites}
 
     def _coarse(
         self, block: RoundedBlock, loss: Loss, site: Site, base: Affine, preserving: bool
@@ -96,10 +93,9 @@ def _by_map(block: RoundedBlock, site: Site, base: Affine) -> Affine:
     return min(tried, key=lambda grid: float((fake(source, grid) - source).square().mean()))
 
 
-def _local(
-    block: RoundedBlock, loss: Loss, site: Site, wanted: Precision, present: Affine, floor: float
-) -> tuple[Affine, float]:
+def _local(block: RoundedBlock, loss: Loss, site: Site, wanted: Precision, floor: float) -> tuple[Affine, float]:
     """Return the best grid around the present one; the upper end of an activation stays at or above `floor`."""
+    present = block.grid(site)
     tried = [grid for grid in _around(present, wanted) if not floor or _ends(grid)[1] >= floor * (1 - 1e-6)]
     losses = [loss(block.tried(site, grid)) for grid in tried]
     if not losses:

@@ -42,15 +42,12 @@ def blocks_of(graph: Graph, rounded: Mapping[str, object]) -> list[Block]:
     before = _ancestors(graph, order)
     residual = _residual(list(named.values()), order, before)
     with_work = [nodes for nodes in residual if any(op_name(node) in WEIGHTED | PRODUCTS for node in nodes)]
+    insides = [set(nodes) for nodes in with_work]
     found: list[Block] = []
     taken: set[fx.Node] = set()
-    for nodes in with_work:
-        inside = set(nodes)
-        if (
-            any(set(other) < inside for other in with_work)
-            or inside & taken
-            or not {names[n] for n in nodes} & set(rounded)
-        ):
+    for nodes, inside in zip(with_work, insides, strict=True):
+        holds_another = any(other < inside for other in insides)
+        if holds_another or inside & taken or not any(names[node] in rounded for node in nodes):
             continue
         taken |= inside
         found.append(Block(tuple(names[node] for node in nodes)))

@@ -8,7 +8,7 @@ from torch import fx
 
 from seatrial.core.sites import op_name
 from seatrial.numerics.walk import Segment
-from seatrial.quant.operator_kinds import WEIGHTED, is_parameter
+from seatrial.quant.operator_kinds import SOFTMAX, WEIGHTED, is_parameter
 
 
 def judged_outputs(consumers: Sequence[fx.Node]) -> Segment:
@@ -19,7 +19,7 @@ def judged_outputs(consumers: Sequence[fx.Node]) -> Segment:
     Source: Wei et al. 2023, eq. 9 and 10, and its code for gated blocks.
     """
     ends, inside = _ends(consumers)
-    attention = any(op_name(node) in ("softmax", "_softmax") for node in inside)
+    attention = any(op_name(node) in SOFTMAX for node in inside)
     targets = ends if attention or len(consumers) > 1 else list(consumers)
     return Segment(list(consumers), targets)
 

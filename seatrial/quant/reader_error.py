@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from seatrial.core.carrying import carries
 from seatrial.core.further_rounds import ROUNDS
 from seatrial.core.graph import Graph
 from seatrial.core.predictor import Inputs
@@ -16,14 +15,14 @@ from seatrial.core.realise import realise
 from seatrial.core.recipe import Recipe
 from seatrial.core.sites import op_name
 from seatrial.numerics.observe import tensors_of
+from seatrial.quant.operator_kinds import moves
 from seatrial.quant.site_error import ratio_db
 
 _PASSES = {
-    *("view_as", "expand", "expand_as", "unflatten", "alias", "detach", "to", "_to_copy", "dropout"),
-    *("select", "narrow", "index_select", "split", "split_with_sizes", "chunk", "unbind", "getitem"),
-    *("movedim", "t", "roll", "cat", "stack", "repeat", "mean"),
+    *("view_as", "expand_as", "unflatten", "to", "_to_copy", "narrow", "index_select", "split_with_sizes"),
+    *("movedim", "t", "cat", "stack", "mean"),
 }
-"""Operators that give values on, beside those of `carries`; a mean over tokens is followed by what is migrated too."""
+"""Operators that give values on, beside those of `moves`; a mean over tokens is followed by what is migrated too."""
 _BLOCKED = 1e30
 """Attention scores beyond this are those that a mask took out."""
 _PIECE = 2**22
@@ -75,7 +74,7 @@ class _Readers(fx.Interpreter):
             self.env.update({source: self._rounded[source][site] for source in whole})
             near = super().run_node(node)
             self.env.update(whole)
-            if carries(node) or op_name(node) in _PASSES or not isinstance(value, Tensor):
+            if moves(node) or op_name(node) in _PASSES or not isinstance(value, Tensor):
                 self._rounded.setdefault(node, {})[site] = near
             elif value.is_floating_point():
                 self._add(site, value, near)
