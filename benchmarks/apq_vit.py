@@ -33,6 +33,7 @@ from seatrial.models.opened import Model
 from seatrial.numerics.ranges import MeanSquaredError, MinMax, Range
 from seatrial.quant.apq_vit import APQViT
 from seatrial.quant.block_error import BlockError
+from seatrial.quant.granularity import Granularity
 from seatrial.quant.nearest import Nearest
 from seatrial.quant.placement import place
 from seatrial.quant.ptq4vit import PTQ4ViT
@@ -67,7 +68,9 @@ METHODS: Mapping[str, Quantizer] = {
     "mse, biases corrected": nearest(MeanSquaredError(), corrected=True),
     "apq-vit, biases corrected": APQViT(nearest(MeanSquaredError(), corrected=True)),
 }
-BITS = ("w8a8", "w6a6", "w4a4", "w3a3")
+PER_TENSOR = "*"
+"""Behind bits: one scale for a whole weight instead of one for each channel."""
+BITS = ("w8a8", "w6a6", "w4a4", "w3a3", "w4a4*", "w3a3*")
 
 
 def answers(graph: Graph, batches: Sequence[Tensor], labels: np.ndarray) -> Answers:
@@ -79,7 +82,9 @@ def answers(graph: Graph, batches: Sequence[Tensor], labels: np.ndarray) -> Answ
 
 def rounded(graph: Graph, method: Quantizer, bits: str, batch: Tensor, seed: int) -> Graph:
     """Return the network, rounded."""
-    wanted = place(graph, RULES, Bits.parse(bits))
+    wanted = place(graph, RULES, Bits.parse(bits.rstrip(PER_TENSOR)))
+    if bits.endswith(PER_TENSOR):
+        wanted = Granularity(weights="tensor").of(graph, wanted)
     return realise(graph, method.plan(graph, [batch], wanted, rng=generator(seed, "apq-vit")))
 
 

@@ -518,11 +518,9 @@ def test_a_range_lies_in_what_was_seen_and_its_grid_holds_zero(name: str, option
         "negative": lambda x: -x.abs() - 1,
         "zero": torch.zeros_like,
     }
-    observed = Observed(by_token=True)
+    observed = Observed(counted=True, by_token=True)
     for part in shape[values](x).chunk(3):
-        observed.see_bounds(part)
-    for part in shape[values](x).chunk(3):
-        observed.see_counts(part)
+        observed.see(part)
     seen = shape[values](x)
     for precision in (Precision(8), Precision(4, signed=True, symmetric=True), Precision(8, signed=True)):
         low, high = ranges.choose(observed, precision)

@@ -37,11 +37,9 @@ PRECISIONS = st.builds(
 
 
 def observed(*batches: Tensor, window: tuple[float, float] = (-math.inf, math.inf)) -> Observed:
-    seen = Observed(window)
+    seen = Observed(window, counted=True)
     for batch in batches:
-        seen.see_bounds(batch)
-    for batch in batches:
-        seen.see_counts(batch)
+        seen.see(batch)
     return seen
 
 
@@ -205,7 +203,9 @@ def test_the_window_of_the_readers_bounds_what_was_seen() -> None:
     x = values(4) * 20
     seen, clamped = observed(x, window=(0.0, 6.0)), observed(x.clamp(0, 6))
     assert seen.low_high == (0.0, 6.0)
-    assert np.array_equal(seen.counts, clamped.counts)  # pyright: ignore[reportArgumentType]
+    assert seen.histogram is not None
+    assert clamped.histogram is not None
+    assert np.array_equal(seen.histogram.counts, clamped.histogram.counts)
     assert observed(-x.abs() - 1, window=(0.0, 6.0)).low_high == (0.0, 0.0)
 
 
@@ -213,15 +213,16 @@ def test_a_thinned_histogram_keeps_the_shape_of_the_whole() -> None:
     # Columns of very different size: counting every 4th value alone would see one of them.
     x = torch.rand(2**19, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2.0, 4.0, 8.0])
     seen = observed(x)
-    assert seen.counts is not None
-    share = seen.counts[: 8192 // 8].sum() / seen.counts.sum()
+    assert seen.histogram is not None
+    below = seen.histogram.edges[1:] <= 1
+    share = seen.histogram.counts[below].sum() / seen.histogram.total
     assert share == pytest.approx(float((x < 1).float().mean()), abs=0.01)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(BadInput, match="not finite"):
-        Observed().see_bounds(torch.tensor([1.0, bad]))
+        Observed().see(torch.tensor([1.0, bad]))
 
 
 @pytest.mark.parametrize("ranges", [MinMax(), MeanSquaredError(), Percentile()], ids=lambda r: type(r).__name__)

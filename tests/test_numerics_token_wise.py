@@ -82,7 +82,7 @@ def clipped(tokens: np.ndarray, ratio: float) -> tuple[float, float]:
 def seen_of(batches: list[np.ndarray], window: tuple[float, float] = (-math.inf, math.inf)) -> Observed:
     seen = Observed(window, by_token=True)
     for batch in batches:
-        seen.see_bounds(torch.from_numpy(batch))
+        seen.see(torch.from_numpy(batch))
     return seen
 
 

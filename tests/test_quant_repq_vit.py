@@ -292,9 +292,8 @@ def test_channels_that_do_not_change() -> None:
 def test_the_best_percentile_of_a_tensor(values: np.ndarray, bits: int) -> None:
     """Oracle: errors of grids on the values themselves; a histogram of 8,192 bins is off by a bin at each end."""
     wanted = Precision(bits)
-    observed = Observed()
-    observed.see_bounds(torch.from_numpy(values))
-    observed.see_counts(torch.from_numpy(values))
+    observed = Observed(counted=True)
+    observed.see(torch.from_numpy(values))
     shares = (0.9, 0.98, 1.0)
     low, high = BestPercentile(shares).choose(observed, wanted)
     assert low <= high

@@ -41,9 +41,14 @@ def round_dynamic(x: Tensor, bits: int, symmetric: bool, group: int) -> Tensor:
 
 def round_grouped(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, group: int) -> Tensor:
     """Round x [rows, columns] to one affine grid for each run of `group` columns; scale, zero_point [rows, groups]."""
-    divisor, zero = scale[..., None].to(x.dtype), zero_point[..., None].to(x.dtype)
-    codes = ((in_groups(x, group) / divisor).round() + zero).clamp(0, 2**bits - 1)
-    return _together((codes - zero) * divisor, x)
+    codes = grouped_codes(x, scale, zero_point, bits, group)
+    return _together((codes - zero_point[..., None].to(x.dtype)) * scale[..., None].to(x.dtype), x)
+
+
+def grouped_codes(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, group: int) -> Tensor:
+    """Return [rows, groups, group]: the codes, whole numbers of x's type, of what `round_grouped` gives."""
+    ratio = (in_groups(x, group) / scale[..., None].to(x.dtype)).round()
+    return (ratio + zero_point[..., None].to(x.dtype)).clamp(0, 2**bits - 1)
 
 
 def round_logarithmic(x: Tensor, scale: Tensor, bits: int, steps: int) -> Tensor:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from seatrial.core.further_rounds import in_groups
+from seatrial.core.further_rounds import grouped_codes
 from seatrial.core.graph import Graph, copied, finished
 from seatrial.core.sites import op_name
 from seatrial.deploy.onnx_constants import Names, add_constant, constant_of, plain_path
@@ -119,7 +119,9 @@ class _Packing:
         assert weight is not None
         assert scale is not None
         assert zero is not None
-        codes = self._codes(weight, scale, zero)
+        given, grid, origin = (torch.from_numpy(np.ascontiguousarray(value)) for value in (weight, scale, zero))
+        bits = self.node.attributes["bits"].as_int()
+        codes = grouped_codes(given, grid, origin, bits, self.group).numpy().astype(np.uint8)
         base = weight_name(self.node)
         held = [
             add_constant(self.graph, self.names, f"{base}_codes", self._packed(codes)),
@@ -132,12 +134,6 @@ class _Packing:
         for reader, _ in list(self.node.outputs[0].uses()):
             self.graph.remove(reader, safe=True)
         self.graph.remove(self.node, safe=True)
-
-    def _codes(self, weight: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
-        """Return [rows, groups, group] codes with the arithmetic of `round_grouped`; what fills up a row is zero."""
-        values = in_groups(torch.from_numpy(np.ascontiguousarray(weight)), self.group).numpy()
-        ratio = np.rint(values / scale[..., None]) + zero[..., None].astype(np.float32)
-        return np.clip(ratio, 0, 2 ** self.node.attributes["bits"].as_int() - 1).astype(np.uint8)
 
     def _packed(self, codes: np.ndarray) -> np.ndarray:
         """Return codes as bytes; two codes of 4 bits in one, the first in its low half, the last row's end alone."""

@@ -19,9 +19,8 @@ from seatrial.quant.channel_ranges import ChannelRanges
 from seatrial.quant.migrated_ranges import MigratedRanges, migrated_ranges
 from seatrial.quant.reader_error import reader_errors
 from seatrial.quant.site_error import site_errors
+from seatrial.report.quantize_page import PLAIN
 
-PLAIN = "nearest"
-"""The method that others are held against."""
 MOST_ENTRIES = 1024
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_arg
 
 from seatrial.core.graph import Graph
 from seatrial.core.predictor import Inputs
 from seatrial.core.sites import attribute
 from seatrial.numerics.observe import tensors_of
+from seatrial.numerics.walk import call
 
 
 def run_in_step(graph: Graph, batches: Sequence[Inputs], change: Callable[[fx.Node, list[Any]], list[Any]]) -> None:
@@ -35,7 +35,7 @@ def run_in_step(graph: Graph, batches: Sequence[Inputs], change: Callable[[fx.No
             elif node.op == "get_attr":
                 values[node] = [attribute(graph.module, str(node.target))] * len(rows)
             else:
-                made = [_call(node, values, i) for i in range(len(rows))]
+                made = [call(node, lambda read, row=row: values[read][row]) for row in range(len(rows))]
                 values[node] = change(node, made)
             for read in node.all_input_nodes:
                 waiting[read] -= 1
@@ -64,8 +64,3 @@ def peak_bytes(graph: Graph, batch: Inputs) -> int:
         return peak
     run_in_step(graph, [{spec.name: row[:1] for spec, row in zip(graph.inputs, rows, strict=True)}], weigh)
     return peak * len(rows[0])
-
-
-def _call(node: fx.Node, values: dict[fx.Node, list[Any]], row: int) -> Any:
-    args, kwargs = map_arg((node.args, node.kwargs), lambda read: values[read][row])
-    return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor
 from seatrial.core.grids import Affine, codes_of
 from seatrial.core.precision import Precision
 from seatrial.errors import BadInput, not_finite
+from seatrial.numerics.histogram import Histogram
 
-BINS = 8192
 _COUNTED = 2**19
 """Values of one batch that enter a histogram; more are thinned out evenly."""
 _TINY = float(np.finfo(np.float32).tiny)
@@ -27,44 +28,53 @@ _LOPSIDED = 0.75
 
 @dataclass
 class Observed:
-    """What was seen of one tensor: bounds over all batches, of each batch and each token, a histogram between them."""
+    """What was seen of one tensor: bounds over all batches, of each batch and each token, and a histogram."""
 
     window: tuple[float, float] = (-math.inf, math.inf)
     """What readers make a difference of (0 to 6 before a ReLU6): values outside count as its ends."""
     name: str = "a tensor"
     batches: list[tuple[float, float]] = field(default_factory=list)
-    counts: np.ndarray | None = None
-    bounds: tuple[float, float] | None = None
+    counted: bool = False
+    """A histogram is kept."""
+    histogram: Histogram | None = None
     by_token: bool = False
     """Rows of the last axis are tokens, whose bounds are kept."""
     tokens: list[np.ndarray] = field(default_factory=list)
     """[2, tokens] for each batch: lowest and highest value of each, of some tokens where a batch has many."""
 
-    def see_bounds(self, value: Tensor) -> None:
-        """First pass: lowest and highest value of a batch, and of its tokens."""
+    def see(self, value: Tensor) -> None:
+        """Take in a batch; raises BadInput, naming the tensor, where it is not finite."""
         low, high = (float(end) for end in torch.aminmax(value.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise not_finite(self.name)
         first, last = self.window
-        self.batches.append((min(max(low, first), last), min(max(high, first), last)))
+        low, high = min(max(low, first), last), min(max(high, first), last)
+        self.batches.append((low, high))
+        if self.counted:
+            new = Histogram.of(_thinned(value.detach(), _COUNTED), low, high)
+            self.histogram = new if self.histogram is None else self.histogram + new
         if self.by_token:
             ends = [_thinned(end, _TOKENS) for end in torch.aminmax(value.detach().float(), dim=-1)]
             self.tokens.append(torch.stack(ends).clamp(first, last).numpy())
 
-    def see_counts(self, value: Tensor) -> None:
-        """Second pass: add a batch to the histogram between the bounds of the first."""
-        low, high = self.low_high
-        if self.counts is None:
-            self.counts = np.zeros(BINS)
-        if high > low:
-            seen = _thinned(value.detach(), _COUNTED).float().clamp(low, high)
-            self.counts += torch.histc(seen, BINS, low, high).double().numpy()
+    @classmethod
+    def union(cls, parts: Sequence[Observed]) -> Self:
+        """Return what was seen of several tensors that share a grid, from the same batches."""
+        histograms = [one.histogram for one in parts if one.histogram is not None]
+        return cls(
+            (min(one.window[0] for one in parts), max(one.window[1] for one in parts)),
+            parts[0].name,
+            [
+                (min(low for low, _ in same), max(high for _, high in same))
+                for same in zip(*(one.batches for one in parts), strict=True)
+            ],
+            histogram=Histogram.joined(histograms) if histograms else None,
+            tokens=[each for one in parts for each in one.tokens] if all(one.tokens for one in parts) else [],
+        )
 
     @property
     def low_high(self) -> tuple[float, float]:
         """Lowest and highest value over all batches; raises BadInput where nothing was seen."""
-        if self.bounds is not None:
-            return self.bounds
         if not self.batches:
             raise BadInput("no calibration batch", "at least one", "pass calibration data")
         return min(low for low, _ in self.batches), max(high for _, high in self.batches)
@@ -127,21 +137,18 @@ class MovingAverage(Range):
 
 @dataclass(frozen=True)
 class Percentile(Range):
-    """The bounds between which `share` of all values lie, from a histogram of 8,192 bins."""
+    """The bounds between which `share` of all values lie, from a histogram."""
 
     share: float = 0.9999
     needs_counts: bool = True
 
     def choose(self, observed: Observed, precision: Precision) -> tuple[float, float]:
         low, high = observed.low_high
-        if observed.counts is None or high <= low:
+        if observed.histogram is None or high <= low:
             return low, high
-        edges = np.linspace(low, high, BINS + 1)
-        below = np.cumsum(observed.counts) / observed.counts.sum()
         tail = (1 - self.share) / (1 if low >= 0 else 2)
-        first = int(np.searchsorted(below, tail)) if low < 0 else 0
-        last = int(np.searchsorted(below, 1 - tail))
-        return float(edges[first]), float(edges[min(last + 1, BINS)])
+        first, last = observed.histogram.ends(tail if low < 0 else 0.0, 1 - tail)
+        return max(first, low), min(last, high)
 
 
 _WIDER = (1.004, 1.008, 1.016)
@@ -163,13 +170,9 @@ class MeanSquaredError(Range):
 
     def choose(self, observed: Observed, precision: Precision) -> tuple[float, float]:
         low, high = observed.low_high
-        if observed.counts is None or high <= low:
+        if observed.histogram is None or high <= low:
             return low, high
-        edges = np.linspace(low, high, BINS + 1)
-        seen = observed.counts > 0
-        centers = ((edges[:-1] + edges[1:]) / 2)[seen]
-        weights = (observed.counts / observed.counts.sum())[seen]
-        width = (high - low) / BINS
+        (centers, weights), width = observed.histogram.occupied(), observed.histogram.width
         whole = ends = min(low, 0.0), max(high, 0.0)
         # ONNX Runtime joins a clipping activation and a round only if the grid ends where the activation does.
         least, most = min(observed.window[0], 0.0), max(observed.window[1], 0.0)

@@ -105,10 +105,11 @@ class APQViT(Quantizer):
             if site in ranges and wanted.tie is None and named[site.operator].op != "placeholder"
         }
         batch = _drawn(moved, calibration, self.samples, rng)
-        grids.update(self._searched(moved, batch, Recipe(start.rounds, signature(moved)), searched, ranges))
+        weighted = self.error.weighted and gives_logits(moved)
+        grids.update(self._searched(moved, batch, Recipe(start.rounds, signature(moved)), searched, ranges, weighted))
         rounds = [Round(site, grid) for site, grid in grids.items()]
         biases = correct_biases(moved, calibration, rounds) if self.grids.bias_correction else []
-        notes = () if not self.error.weighted or gives_logits(moved) else (ALIKE,)
+        notes = () if weighted or not self.error.weighted else (ALIKE,)
         return Recipe((*others, *biases, *rounds), signature(graph), (*start.notes, *notes))
 
     def _searched(
@@ -118,6 +119,7 @@ class APQViT(Quantizer):
         start: Recipe,
         searched: Mapping[Site, Precision],
         ranges: Mapping[Site, Affine],
+        weighted: bool,
     ) -> dict[Site, Affine]:
         named = operators(graph)
         names = {node: name for name, node in named.items()}
@@ -127,7 +129,6 @@ class APQViT(Quantizer):
         starting = {block.operators[0]: block for block in self._blocks(graph, searched)}
         outputs = [named[block.output] for block in starting.values()]
         found: dict[Site, Affine] = {}
-        weighted = self.error.weighted and gives_logits(graph)
         chunk = _AT_ONCE if len(batch[0]) <= _AT_ONCE else _CHUNK
         with loss_gradients(graph, batch, outputs, chunk=chunk) if weighted else nullcontext({}) as gradients:
             walk = Walk(graph, [batch])

@@ -114,32 +114,18 @@ class Nearest(Quantizer):
         named = operators(graph)
         nodes = {site: source(named[site.operator], site.port) for site in sites}
         seen = {
-            node: Observed(_window(node), str(site), by_token=self.ranges.needs_tokens and _holds_tokens(node))
+            node: Observed(
+                _window(node),
+                str(site),
+                counted=self.ranges.needs_counts,
+                by_token=self.ranges.needs_tokens and _holds_tokens(node),
+            )
             for site, node in nodes.items()
         }
-        _watch_tokens(graph, calibration, {node: observed.see_bounds for node, observed in seen.items()})
+        _watch_tokens(graph, calibration, {node: observed.see for node, observed in seen.items()})
         for group in _tied(sites).values():
-            low = min(seen[nodes[site]].low_high[0] for site in group)
-            high = max(seen[nodes[site]].low_high[1] for site in group)
-            windows = [seen[nodes[site]].window for site in group]
-            for site in group:
-                seen[nodes[site]].bounds = (low, high)
-                seen[nodes[site]].window = min(w[0] for w in windows), max(w[1] for w in windows)
-        if self.ranges.needs_counts:
-            _watch_tokens(graph, calibration, {node: observed.see_counts for node, observed in seen.items()})
-            for group in _tied(sites).values():
-                counted = [seen[nodes[site]].counts for site in group]
-                total = np.sum([counts for counts in counted if counts is not None], axis=0)
-                for site in group:
-                    seen[nodes[site]].counts = total
-        for group in _tied(sites).values():
-            batches = [seen[nodes[site]].batches for site in group]
-            union = [(min(b[0] for b in same), max(b[1] for b in same)) for same in zip(*batches, strict=True)]
-            tokens = [seen[nodes[site]].tokens for site in group]
-            joined = [each for one in tokens for each in one] if all(tokens) else []
-            for site in group:
-                seen[nodes[site]].batches = union
-                seen[nodes[site]].tokens = joined
+            tied = {nodes[site]: seen[nodes[site]] for site in group}
+            seen.update(dict.fromkeys(tied, Observed.union([*tied.values()])))
         return {site: seen[node] for site, node in nodes.items()}
 
 

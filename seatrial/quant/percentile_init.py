@@ -16,7 +16,7 @@ from seatrial.core.insert_round import fake
 from seatrial.core.precision import Precision
 from seatrial.core.qdq import shaped
 from seatrial.errors import BadInput
-from seatrial.numerics.ranges import BINS, Observed, Range, grid_error, weight_grid
+from seatrial.numerics.ranges import Observed, Range, grid_error, weight_grid
 
 SHARES = (0.999, 0.9999, 0.99999)
 """The percentiles of the authors of RepQ-ViT."""
@@ -35,7 +35,7 @@ def check_shares(shares: Sequence[float]) -> None:
 class BestPercentile(Range):
     """The bounds beyond which a share of values lies on either side, for the share whose grid errs least.
 
-    From a histogram of 8,192 bins. Source: Li et al. 2023 (RepQ-ViT), the authors' code.
+    From a histogram. Source: Li et al. 2023 (RepQ-ViT), the authors' code.
     """
 
     shares: tuple[float, ...] = SHARES
@@ -46,16 +46,13 @@ class BestPercentile(Range):
 
     def choose(self, observed: Observed, precision: Precision) -> tuple[float, float]:
         low, high = observed.low_high
-        if observed.counts is None or high <= low:
+        if observed.histogram is None or high <= low:
             return low, high
-        edges, total = np.linspace(low, high, BINS + 1), observed.counts.sum()
-        below, seen = np.cumsum(observed.counts) / total, observed.counts > 0
-        centers, weights = ((edges[:-1] + edges[1:]) / 2)[seen], observed.counts[seen] / total
+        (centers, weights), width = observed.histogram.occupied(), observed.histogram.width
         found = []
         for share in self.shares:
-            first, last = (int(np.searchsorted(below, end)) for end in (1 - share, share))
-            ends = float(edges[min(first, BINS)]), float(edges[min(last + 1, BINS)])
-            found.append((grid_error(ends, centers, weights, (high - low) / BINS, precision), ends))
+            ends = observed.histogram.ends(1 - share, share)
+            found.append((grid_error(ends, centers, weights, width, precision), ends))
         return min(found, key=lambda pair: pair[0])[1]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,8 +18,8 @@ from seatrial.quant.rounded_walk import RoundedWalk
 
 _VALUES = 2**21
 """Float values that the scales tried at once may hold: few, so that they stay in the caches."""
-_OUTPUTS = 4096
-"""Outputs of a layer (the words of a head) that are looked at."""
+_OUTPUTS = 1024
+"""Outputs of a layer (a feed-forward one, the words of a head) that are looked at, evenly spread."""
 
 
 class PlaceLoss:
@@ -45,8 +45,10 @@ class PlaceLoss:
             for node in nodes:
                 self._thin_out(node)
         self._boundary = {value: walk.values(value)[1] for value in self._segment.boundary}
-        self._wanted = self._judged([self._consumers[node].unrounded(self._read[node]) for node in nodes])
-        self._held = self._values_held()
+        outputs = [self._consumers[node].unrounded(self._read[node]) for node in nodes]
+        self._held = max(1, sum(value.numel() for value in (*self._read.values(), *outputs)))
+        """How many values the consumers and the segment hold for one scale."""
+        self._wanted = self._judged(outputs, self._counted)
 
     def of(self, scales: Float[Tensor, "tried channels"]) -> list[float]:
         """Return the loss of each scale."""
@@ -66,9 +68,11 @@ class PlaceLoss:
     def _judged_of(self, *outputs: Tensor) -> list[Tensor]:
         return self._judged(outputs)
 
-    def _judged(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+    def _judged(
+        self, outputs: Sequence[Tensor], change: Callable[[fx.Node, Any], Any] = lambda node, value: value
+    ) -> list[Tensor]:
         """Return the judged outputs as rows of channels."""
-        made = self._segment(outputs, self._boundary) if self._segment.nodes else outputs
+        made = self._segment(outputs, self._boundary, change) if self._segment.nodes else outputs
         return [self._rows(value) for value in made]
 
     def _rows(self, value: Tensor) -> Tensor:
@@ -89,19 +93,6 @@ class PlaceLoss:
             step = -(-consumer.outputs // _OUTPUTS)
             self._consumers[node] = replace(consumer, rows=torch.arange(0, consumer.outputs, step))
 
-    def _values_held(self) -> int:
-        """Return how many values the consumers and the segment hold for one scale."""
-        held = 0
-        outputs = []
-        for node, consumer in self._consumers.items():
-            outputs.append(consumer.unrounded(self._read[node]))
-            held += self._read[node].numel() + outputs[-1].numel()
-
-        def count(node: fx.Node, value: object) -> object:
-            nonlocal held
-            held += value.numel() if isinstance(value, Tensor) else 0
-            return value
-
-        if self._segment.nodes:
-            self._segment(outputs, self._boundary, count)
-        return max(1, held)
+    def _counted(self, node: fx.Node, value: object) -> object:
+        self._held += value.numel() if isinstance(value, Tensor) else 0
+        return value

@@ -174,10 +174,8 @@ def prepare(
 
 def start_grid(values: Tensor, precision: Precision, ranges: Range) -> Affine:
     """Return the per-tensor grid that `ranges` chooses for values seen: sign, zero point and a first scale."""
-    observed = Observed()
-    observed.see_bounds(values)
-    if ranges.needs_counts:
-        observed.see_counts(values)
+    observed = Observed(counted=ranges.needs_counts)
+    observed.see(values)
     return grid_for(*ranges.choose(observed, precision), precision)
 
 

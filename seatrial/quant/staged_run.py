@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx
-from torch.fx.node import map_arg
 
 from seatrial.core.graph import Graph
 from seatrial.core.predictor import Inputs
 from seatrial.core.sites import attribute
 from seatrial.errors import not_finite
 from seatrial.numerics.observe import tensors_of
+from seatrial.numerics.walk import call
 from seatrial.quant.channel_ranges import kept_rows, token_mask
 
 
@@ -75,11 +75,9 @@ class StagedRun:
                     del held[read]
 
     def _called(self, node: fx.Node, held: dict[fx.Node, Any]) -> Any:
-        args, kwargs = map_arg((node.args, node.kwargs), held.__getitem__)
-        if node in self._weights:
-            args = (args[0], self._weights[node], *args[2:])
+        weight = self._weights.get(node)
         with torch.no_grad():
-            return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+            return call(node, lambda read: held[read] if weight is None or read is not node.args[1] else weight)
 
 
 def gram_of(run: StagedRun, operator: str) -> Float[Tensor, "channels channels"]:

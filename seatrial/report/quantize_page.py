@@ -19,6 +19,7 @@ from seatrial.report.subject import named
 from seatrial.report.wording import figure, finite, metric_name, milliseconds, ratio, significant, size
 
 PLAIN = "nearest"
+"""The method that others are held against."""
 MOST_CHARTS = 36
 """Charts of channels on one page: those that were widest, where there are more places."""
 _NAME_CHARACTERS = 32
