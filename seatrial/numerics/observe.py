@@ -18,6 +18,7 @@ class _Watching(fx.Interpreter):
     def __init__(self, graph: Graph, seen: Mapping[fx.Node, Callable[[Tensor], None]]) -> None:
         super().__init__(graph.module, garbage_collect_values=True)
         self.seen = seen
+        self.extra_traceback = False  # errors are ours and told as they are
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
