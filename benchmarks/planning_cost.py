@@ -3,8 +3,9 @@
     python benchmarks/planning_cost.py [--peers FOLDER] [--launches 3] [--networks DeiT-Tiny BERT-base]
         [--methods apq-vit os-plus nncf] [--held] [--csv FILE]
 
-DeiT-Tiny calibrated on 32 pictures of 224 pixels, BERT-base (12 layers) on 128 sequences of 128 tokens in batches of
-32, both with random weights, W8A8 at the sites of `OpenVino().placement`. OS+ is what `seatrial quantize` makes of it:
+DeiT-Tiny calibrated on 32 pictures of 224 pixels, BERT-base (12 layers) on 128 sequences of 128 tokens, in batches as
+`seatrial quantize` takes them, both with random weights, W8A8 at the sites of `OpenVino().placement`. OS+ is what that
+command makes of it:
 mean squared error ranges, and corrected biases for pictures alone; APQ-ViT has no corrected biases. The peer is
 `nncf.quantize` for transformers with its defaults (SmoothQuant, fast bias correction) on the same float network as an
 OpenVINO model, one sample an item as its documentation has it.
@@ -14,7 +15,7 @@ and conversion do not count, nor does code that is loaded when first used: a net
 Memory is the most resident memory of the process while it plans (the kernel's high-water mark, reset before), less what
 was resident before; with `--held` that is told of one more launch, too, in which glibc gives freed blocks above 1 MiB
 back at once, so that what the allocator keeps does not count. Its bound is twice the parameters and the activations of
-one block: what the operators of the largest residual block give for one calibration batch, views left out. Linux alone.
+one block: what the operators of the largest residual block give for 32 samples, views left out. Linux alone.
 Ends with 1 where a bar is missed: OS+ three times the peer's processor time, APQ-ViT ten minutes, memory the bound.
 """
 
@@ -50,8 +51,10 @@ from seatrial.deploy.machine import this_machine
 from seatrial.deploy.openvino import OpenVino
 from seatrial.jobs.quantized import quantizer_of
 from seatrial.jobs.settings import Settings
+from seatrial.jobs.subject import CALIBRATION_BATCH
+from seatrial.jobs.text_subject import CALIBRATION_BATCH as TEXT_BATCH
 from seatrial.numerics.batch_norm import fold_batch_norm
-from seatrial.numerics.observe import watch
+from seatrial.numerics.observe import tensors_of, watch
 from seatrial.numerics.ranges import MeanSquaredError
 from seatrial.quant.apq_vit import APQViT
 from seatrial.quant.blocks import blocks_of
@@ -66,12 +69,12 @@ Planned = Callable[[], object]
 
 
 def deit() -> tuple[Graph, list[Inputs]]:
-    """Return DeiT-Tiny and its calibration: 32 pictures at once."""
-    return nncf_latency.timm_graph("deit_tiny_patch16_224"), [nncf_latency.pictures(32)]
+    """Return DeiT-Tiny and its calibration: 4 batches of 8 pictures."""
+    return nncf_latency.timm_graph("deit_tiny_patch16_224"), [*nncf_latency.pictures(32).split(CALIBRATION_BATCH)]
 
 
 def bert() -> tuple[Graph, list[Inputs]]:
-    """Return BERT-base for classification and its calibration: 4 batches of 32 sequences of 128 tokens."""
+    """Return BERT-base for classification and its calibration: 8 batches of 16 sequences of 128 tokens."""
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
@@ -80,7 +83,8 @@ def bert() -> tuple[Graph, list[Inputs]]:
     chance = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, config.vocab_size, (128, 128), generator=chance)
     mask = torch.ones_like(tokens)
-    batches = [{"input_ids": ids, "attention_mask": ones} for ids, ones in zip(tokens.split(32), mask.split(32))]
+    parts = zip(tokens.split(TEXT_BATCH), mask.split(TEXT_BATCH))
+    batches = [{"input_ids": ids, "attention_mask": ones} for ids, ones in parts]
     return capture(model, {name: tensor[:2] for name, tensor in batches[0].items()}), [*batches]
 
 
@@ -150,8 +154,8 @@ def theirs(graph: Graph, calibration: list[Inputs], path: Path) -> Planned:
 
 @torch.no_grad()
 def bound(graph: Graph, batch: Inputs) -> dict[str, int]:
-    """Return the bytes of all parameters, and of what the operators of the largest block give for a batch."""
-    named = operators(graph)
+    """Return the bytes of all parameters, and of what the operators of the largest block give for 32 samples."""
+    named, samples = operators(graph), len(tensors_of(graph, batch)[0])
     names = {node: name for name, node in named.items() if node.op == "call_function"}
     given: dict[str, int] = {}
 
@@ -163,7 +167,7 @@ def bound(graph: Graph, batch: Inputs) -> dict[str, int]:
     held = {id(tensor): tensor for tensor in (*graph.module.parameters(), *graph.module.buffers())}
     return {
         "model_bytes": sum(tensor.nbytes for tensor in held.values()),
-        "block_bytes": max(sum(given[name] for name in block.operators) for block in blocks),
+        "block_bytes": max(sum(given[name] for name in block.operators) for block in blocks) * 32 // samples,
     }
 
 

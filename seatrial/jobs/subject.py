@@ -27,7 +27,8 @@ from seatrial.models.labels import fit_labels
 from seatrial.models.opened import Model, open_model
 
 Samples = ImageSet | ArraySet
-_BATCH = 32
+CALIBRATION_BATCH = 8
+"""So few samples' activations stay in the caches and take little memory."""
 _UNCALIBRATED = "none: nothing is quantized"
 
 
@@ -70,7 +71,7 @@ class Subject:
         }
 
 
-def load_batches(samples: Dataset, pipeline: Pipeline, size: int = _BATCH) -> list[Tensor]:
+def load_batches(samples: Dataset, pipeline: Pipeline, size: int = CALIBRATION_BATCH) -> list[Tensor]:
     """Return all samples as batches, in order."""
     inputs = [load_input(pipeline, sample) for sample in samples]
     return [torch.stack(inputs[start : start + size]) for start in range(0, len(inputs), size)]

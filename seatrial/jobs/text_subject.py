@@ -28,7 +28,7 @@ from seatrial.models.tokenizer import Tokenizer, open_tokenizer
 
 _TEXT_OPTIONS = ("weights", "classes")
 _TASK_OF: dict[TextHead, TextTask] = {"classification": "classification", "causal": "perplexity"}
-_CALIBRATION_BATCH = 16
+CALIBRATION_BATCH = 16
 _MOST_NUMBERS = 2**26
 """Logits in a batch: 256 MiB of float32."""
 
@@ -50,8 +50,8 @@ class TextSubject:
     def calibration_batches(self) -> list[dict[str, Tensor]]:
         """Return the calibration samples as `input_ids` and `attention_mask`, sorted by length: little is padding."""
         samples = sorted(self.calibration, key=lambda sample: (_length([sample]), sample.id))
-        starts = range(0, len(samples), _CALIBRATION_BATCH)
-        return [token_inputs(samples[at : at + _CALIBRATION_BATCH], self.tokenizer.pad) for at in starts]
+        starts = range(0, len(samples), CALIBRATION_BATCH)
+        return [token_inputs(samples[at : at + CALIBRATION_BATCH], self.tokenizer.pad) for at in starts]
 
     @property
     def class_names(self) -> tuple[str, ...]:
