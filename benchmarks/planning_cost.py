@@ -5,10 +5,9 @@
 
 DeiT-Tiny calibrated on 32 pictures of 224 pixels, BERT-base (12 layers) on 128 sequences of 128 tokens, in batches as
 `seatrial quantize` takes them, both with random weights, W8A8 at the sites of `OpenVino().placement`. OS+ is what that
-command makes of it:
-mean squared error ranges, and corrected biases for pictures alone; APQ-ViT has no corrected biases. The peer is
-`nncf.quantize` for transformers with its defaults (SmoothQuant, fast bias correction) on the same float network as an
-OpenVINO model, one sample an item as its documentation has it.
+command makes of it: mean squared error ranges, and corrected biases for pictures alone; APQ-ViT has no corrected
+biases. The peer is `nncf.quantize` for transformers with its defaults (SmoothQuant, fast bias correction) on the same
+float network as an OpenVINO model, one sample an item as its documentation has it.
 
 Every plan runs in a process of its own, held to one core, all in turns and backwards the next time. Opening, capture
 and conversion do not count, nor does code that is loaded when first used: a network of two layers is planned before.
