@@ -60,7 +60,7 @@ def outliers(name: str) -> Graph:
 
 
 def search_with(quantizer: str) -> ChipSearch:
-    wishes = SearchSettings(time_budget_s=20.0, quantizer=quantizer)
+    wishes = SearchSettings(time_budget_s=12.0, quantizer=quantizer)
     return ChipSearch(Systolic(), quantizer_of(Settings(method=quantizer)), wishes, threads=1)
 
 
