@@ -28,7 +28,7 @@ from seatrial.models.opened import Model, open_model
 
 Samples = ImageSet | ArraySet
 CALIBRATION_BATCH = 8
-"""So few samples' activations stay in the caches and take little memory."""
+"""Few at a time, so that activations stay in the caches (docs/decisions/0005-default-ranges.md)."""
 _UNCALIBRATED = "none: nothing is quantized"
 
 
